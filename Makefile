@@ -1,0 +1,41 @@
+# Each verb is a line that a person could type, in an environment that `make setup` makes.
+PYTHON ?= python3
+SHELL := /bin/sh
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-all lint experiments lock clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+setup:  ## make .venv with the exact set of requirements.lock, unless it is there
+	@cmp -s requirements.lock .venv/installed.lock || { \
+	  $(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed; make PYTHON=/path/to/it" if sys.version_info < (3, 11) else 0)' && \
+	  echo "Installing requirements.lock into .venv: some minutes, once" && \
+	  $(PYTHON) -m venv --clear .venv && \
+	  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock && \
+	  .venv/bin/python -m pip check && \
+	  cp requirements.lock .venv/installed.lock; }
+
+run: setup  ## run the whole pipeline and show the result; DATASET=digits (or mnist, …) chooses the data first
+	@python -m flows.front_door $(if $(DATASET),--dataset "$(DATASET)")
+
+test: setup  ## the fast tests
+	python -m pytest -n 2 -m "not slow and not gpu" --cov --cov-report=term-missing:skip-covered
+
+test-all: setup  ## the fast and the slow tests
+	python -m pytest -m "not gpu"
+
+lint: setup  ## ruff and mypy
+	ruff check . && ruff format --check . && mypy
+
+experiments: setup  ## NAMES="reference_a reference_b" or NAMES=--all: run sets of experiments.yaml and show them
+	@python -m flows.experiments $(NAMES)
+
+lock: setup  ## make requirements.lock anew from the ranges in pyproject.toml
+	uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --no-annotate --no-header \
+	  --upgrade --extra pipeline --extra service --group dev -o requirements.lock pyproject.toml
+
+clean:  ## remove the environment and what tools left; data and DVC's cache stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .coverage dvc_plots build *.egg-info data/checkpoints
+	find stages flows tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,57 @@
+"""The front door, `make run`: chooses the data set, in params.yaml, runs the pipeline and shows what came of it."""
+
+import shlex
+import sys
+from pathlib import Path
+
+from cyclopts import App
+
+from flows.dag import read_dag
+from flows.environment import run
+from flows.param_file import get_param, set_param
+from flows.report import result_table
+
+ROOT = Path(__file__).parent.parent
+DATASET = "download.dataset"
+UNAVAILABLE = 69  # what the download stage ends with if no mirror delivers
+BACK = "back to MNIST, with a network or LOCKSTEP_MIRROR: make run DATASET=mnist"
+
+
+def front_door(dataset: str = "") -> None:
+    """Run the pipeline on DATASET, or on what params.yaml names, or on the embedded digits if no mirror answers."""
+    note = choose(ROOT, dataset)
+    print(note, flush=True)
+    status = run(["dvc", "repro"], ROOT)
+    if status:
+        sys.exit(status)
+    print(f"\n{result_table(ROOT)}\n{note}")
+
+
+def choose(root: Path, wanted: str) -> str:
+    """Set the data set in params.yaml where it must change; gives the line that says which one it is and why."""
+    params = root / "params.yaml"
+    before = params.read_bytes()
+    if wanted and wanted != get_param(params, DATASET):
+        set_param(params, DATASET, wanted)
+    status = check(root)
+    if status == UNAVAILABLE and not wanted:
+        name = get_param(params, DATASET)
+        set_param(params, DATASET, "digits")
+        return f"No mirror delivers {name}: {DATASET} is now digits, the embedded set, in params.yaml; {BACK}"
+    if status:
+        params.write_bytes(before)
+        sys.exit(status)
+    name = get_param(params, DATASET)
+    return f"The data set is {name}, as params.yaml says" + (f"; {BACK}" if name == "digits" else "")
+
+
+def check(root: Path) -> int:
+    """0 if the data set is here, or can be had from DVC's cache or a mirror; else the download stage's status."""
+    run(["dvc", "checkout", "--quiet", "download"], root, quiet=True)  # from the cache, if it is there
+    if run(["dvc", "status", "--quiet", "download"], root, quiet=True) == 0:
+        return 0
+    return run([*shlex.split(read_dag(root).stages["download"].command), "--check"], root)
+
+
+if __name__ == "__main__":
+    App(name="python -m flows.front_door", default_command=front_door, result_action="return_none")()

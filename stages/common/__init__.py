@@ -1,0 +1,1 @@
+"""The nouns that stages share, or that deserve tests of their own."""

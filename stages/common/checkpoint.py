@@ -1,0 +1,73 @@
+"""The state of an unfinished training: found again only by the same work, held by one process, gone when done."""
+
+import fcntl
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stages.common.command import say
+from stages.common.whole import whole
+
+
+class Checkpoint:
+    """At most one state in the folder, under the key of the work that it belongs to."""
+
+    def __init__(self, folder: Path, key: str, seconds: float) -> None:
+        self.path, self.seconds, self.saved = folder / f"{key}.pt", seconds, time.monotonic()
+
+    def due(self) -> bool:
+        return time.monotonic() - self.saved >= self.seconds
+
+    def save(self, state: dict[str, Any]) -> None:
+        with whole(self.path) as beside:
+            torch.save(state, beside)
+        self.saved = time.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        """The state that was saved last, or None; states of other work are dropped."""
+        for path in self.path.parent.glob("*.pt"):
+            if path != self.path:
+                path.unlink()
+        if not self.path.exists():
+            return None
+        state: dict[str, Any] = torch.load(self.path, weights_only=True)
+        return state
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, waiting for whoever holds it; the system frees it when a process dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"another training works with {folder}: waiting for it to end")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def key(work: dict[str, Any], data: Sequence[Path]) -> str:
+    """A hash of what decides the result: the work's description, its input files, and the source that runs."""
+    digest = hashlib.blake2b(json.dumps([work, torch.__version__], sort_keys=True).encode(), digest_size=16)
+    for path in [*sorted(running_source()), *sorted(data)]:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "blake2b").digest())
+    return digest.hexdigest()
+
+
+def running_source() -> set[Path]:
+    """The files of this package that this process has loaded, its own command's among them."""
+    package = Path(__file__).parent.parent
+    files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+    return {Path(file) for file in files if file and package in Path(file).parents}

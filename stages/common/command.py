@@ -1,0 +1,69 @@
+"""A stage's function as a command: flags from its signature, problems as one line, and an end when orphaned."""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import psutil
+from cyclopts import App
+
+from stages.common.problem import Problem
+
+RESTORE = "DVC removed this stage's former outputs before it ran it: `dvc checkout` and `git checkout` bring them back."
+
+
+def run(stage: Callable[..., None]) -> NoReturn:
+    """Run the stage with the command line's flags and exit: 0 when done, a problem's status, or 130 for Ctrl-C."""
+    end_when_orphaned()
+    app = App(name=f"python -m stages.{stage.__name__}", default_command=stage, result_action="return_none")
+    try:
+        app()
+    except Problem as problem:
+        print(f"{stage.__name__}: {problem}", file=sys.stderr)
+        if "DVC_STAGE" in os.environ:
+            print(RESTORE, file=sys.stderr)
+        sys.exit(problem.status)
+    except KeyboardInterrupt:
+        print(f"{stage.__name__}: interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def end_when_orphaned(interval: float = 0.2) -> None:
+    """Exit soon after the process that started this one is gone: a killed `dvc repro` leaves no stage behind."""
+    chain = ancestors()
+    threading.Thread(target=watch, args=(chain, interval), name="orphan-watch", daemon=True).start()
+
+
+def ancestors() -> list[tuple[psutil.Process, int]]:
+    """This process with its parent's id; under DVC also the shells that stand between DVC and this process."""
+    process = psutil.Process()
+    chain = [(process, process.ppid())]
+    while "DVC_STAGE" in os.environ and (shell := process.parent()) and shell.name() in ("sh", "bash", "dash", "zsh"):
+        if shell.ppid() <= 1:
+            break
+        chain.append((shell, shell.ppid()))
+        process = shell
+    return chain
+
+
+def watch(chain: list[tuple[psutil.Process, int]], interval: float) -> None:
+    while all(alive_under(process, parent) for process, parent in chain):
+        time.sleep(interval)
+    print("the process that started this stage is gone: the stage ends too", file=sys.stderr, flush=True)
+    os._exit(1)  # outputs appear whole, by rename: there is nothing to clean up
+
+
+def alive_under(process: psutil.Process, parent: int) -> bool:
+    try:
+        return bool(process.ppid() == parent)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def say(*words: Any) -> None:
+    """A line for whoever watches, at once also when the output is a pipe."""
+    print(*words, flush=True)

@@ -1,0 +1,45 @@
+"""An image file of any mode as people see it: upright as its EXIF says, transparency on white, eight bits deep."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from stages.common.problem import Problem
+from stages.common.raw import AGAIN, Chunk, colored
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+def decoded(path: Path, channels: int) -> Chunk:
+    """(height, width) for one channel, (height, width, 3) for three."""
+    try:
+        with Image.open(path) as opened:
+            opened.load()
+            image = ImageOps.exif_transpose(opened)
+    except FileNotFoundError:
+        raise Problem(f"{path}: missing; {AGAIN}") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise Problem(f"{path}: not a readable image ({' '.join(str(error).split())}); replace or remove it") from None
+    if image.mode[0] in "IF":
+        return colored(eight_bits(np.asarray(image, np.float64))[None], channels)[0]
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    pixels: Chunk = np.asarray(image.convert("L" if channels == 1 else "RGB"), np.uint8)
+    return pixels
+
+
+def eight_bits(deep: NDArray[np.float64]) -> Chunk:
+    """Greys of 16 bits, or of 0..1, brought to 0..255; greys that fit stay as they are."""
+    top = deep.max(initial=0.0)
+    scale = 255.0 if top <= 1 else 1.0 if top <= 255 else 255 / 65535
+    return np.clip(np.round(deep * scale), 0, 255).astype(np.uint8)
+
+
+def scaled(image: Chunk, size: int) -> Chunk:
+    """One image of any size stretched to size x size."""
+    if image.shape[:2] == (size, size):
+        return image
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))

@@ -1,0 +1,73 @@
+"""The history of a training: a row of numbers at each of a few points, and the sums since the last one."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stages.common.command import say
+from stages.common.problem import Problem
+from stages.common.whole import write_csv
+
+COLUMNS = ("step", "epoch", "learning_rate", "loss", "accuracy", "monitor_loss", "monitor_accuracy")
+LOOK = 50  # steps between two looks at the numbers: a GPU waits for whoever looks
+
+
+class History:
+    def __init__(self, path: Path, *, steps: int, points: int, per_epoch: int) -> None:
+        self.path, self.steps, self.per_epoch = path, steps, per_epoch
+        self.points = min(points, steps)
+        self.rows: list[list[Any]] = []
+        self.sums = [0.0, 0.0, 0.0]  # loss, hits and images since the last row
+        self.unseen: list[tuple[Tensor, Tensor]] = []  # loss and hits of each step since the last look
+
+    def note(self, step: int, rate: float, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Remember a step's training loss and hits."""
+        self.unseen.append((loss.detach() * len(labels), (logits.detach().argmax(1) == labels).sum()))
+        self.sums[2] += len(labels)
+        if len(self.unseen) == LOOK:
+            self.look(step, rate)
+
+    def look(self, step: int, rate: float) -> None:
+        if not self.unseen:
+            return
+        losses = torch.stack([loss for loss, _ in self.unseen]).double().cpu()
+        if not losses.isfinite().all():
+            wrong = step + 2 - len(losses) + int(losses.isfinite().logical_not().nonzero()[0])
+            raise Problem(
+                f"the loss is not finite at step {wrong} of {self.steps}, where the learning rate is about {rate:.3g}: "
+                "lower train.learning_rate"
+            )
+        self.sums[0] += float(losses.sum())
+        self.sums[1] += float(sum(int(hits) for _, hits in self.unseen))
+        self.unseen = []
+
+    def due(self, step: int) -> bool:
+        """Whether a row is due after this step: they are spread evenly, the last after the last step."""
+        return (step + 1) * self.points // self.steps > step * self.points // self.steps
+
+    def add(self, step: int, rate: float, monitored: tuple[float, float] | None) -> None:
+        """Add the row of this step, with the loss and accuracy of the monitored split, and rewrite the file."""
+        self.look(step, rate)
+        loss, hits, images = self.sums
+        self.sums = [0.0, 0.0, 0.0]
+        row: list[Any] = [step + 1, round((step + 1) / self.per_epoch, 4), float(f"{rate:.6g}")]
+        row += [round(loss / images, 6), round(hits / images, 6)]
+        row += [round(number, 6) for number in monitored] if monitored else ["", ""]
+        self.rows.append(row)
+        self.write()
+        if not sys.stderr.isatty():
+            numbers = (f"{name} {number}" for name, number in zip(COLUMNS, row, strict=True) if number != "")
+            say(f"{', '.join(numbers)} (of {self.steps} steps)")
+
+    def write(self) -> None:
+        write_csv(self.path, COLUMNS, self.rows)
+
+    def state(self, step: int, rate: float) -> dict[str, Any]:
+        self.look(step, rate)
+        return {"rows": self.rows, "sums": self.sums}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.rows, self.sums = state["rows"], state["sums"]

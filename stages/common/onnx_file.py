@@ -1,0 +1,59 @@
+"""What the exported file promises: names of its inputs and outputs, and what its metadata says."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from stages.common.problem import Problem
+from stages.common.weights import Header
+
+INPUT, LOGITS, PROBABILITIES = "image", "logits", "probabilities"
+BATCH = "batch"  # the symbolic axis
+IR_VERSION = {18: 8, 19: 9, 20: 9, 21: 10}  # by opset: what ONNX itself shipped them with
+ONNXRUNTIME = {18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18"}  # the first release that loads them
+PREPARATION = {
+    "mnist": (
+        "grey; ink bright on a dark ground; cropped to the ink; scaled, keeping its proportions, into a box of 5/7 "
+        "of the image's side (20x20 in 28x28); centred by its centre of mass"
+    ),
+    "resize": "upright as EXIF says; transparency on white; grey or RGB by the channels; stretched to size, bilinear",
+}
+
+
+def metadata(header: Header, weights: Path, opset: int) -> dict[str, str]:
+    """What a consumer needs to know that has the file alone."""
+    layout = {
+        "name": INPUT,
+        "dtype": "uint8",
+        "layout": "NCHW",
+        "shape": [BATCH, header.channels, header.size, header.size],
+        "range": [0, 255],
+    }
+    return {
+        "architecture": header.architecture,
+        "classes": json.dumps(header.classes, ensure_ascii=False),
+        "dataset": header.dataset,
+        "input": json.dumps(layout),
+        "ir_version": str(IR_VERSION[opset]),
+        "onnxruntime": f">={ONNXRUNTIME[opset]}",
+        "opset": str(opset),
+        "origin": header.origin,
+        "preparation": header.preparation,
+        "preparation_description": PREPARATION[header.preparation],
+        "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+    }
+
+
+def read_model(path: Path) -> onnx.ModelProto:
+    try:
+        model = onnx.load_model_from_string(path.read_bytes())
+    except FileNotFoundError:
+        raise Problem(f"{path}: missing; run `dvc repro export_onnx`") from None
+    except DecodeError as error:
+        raise Problem(f"{path}: not an ONNX file ({error}); run `dvc repro -f export_onnx`") from None
+    if not model.graph.node:
+        raise Problem(f"{path}: not an ONNX file with a graph; run `dvc repro -f export_onnx`")
+    return model

@@ -1,0 +1,88 @@
+"""A person's images, a folder for each class: <class>/*.png, or train/<class>/*.png and test/<class>/*.png."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.common.decoding import SUFFIXES, decoded
+from stages.common.problem import Problem
+from stages.common.raw import Fetched, Part, Raw
+
+
+class Own:
+    preparation = "resize"
+
+    def fetch(self, folder: Path, have: Path, own: Path) -> Fetched:
+        files = sorted(name for split in splits(own) for name in images(own, split))
+        classes = sorted({Path(name).parent.name for name in files}, key=natural)
+        if len(classes) < 2:
+            raise Problem(f"{own}: holds one class, {classes[0]!r}; a classifier needs at least two folders of images")
+        for name in files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(own / name, folder / name)
+        return Fetched("the person's own images", classes, files)
+
+    def check(self, have: Path) -> None:
+        """No mirror is asked; what is wrong with the images, `fetch` says."""
+
+    def read(self, folder: Path, source: dict[str, Any]) -> Raw:
+        files, classes = sorted(source["files"]), source["classes"]
+        if all(name.count("/") == 1 for name in files):
+            return Raw(part(folder, files, classes), None)
+        train, test = ([name for name in files if name.startswith(f"{split}/")] for split in ("train", "test"))
+        return Raw(part(folder, train, classes), part(folder, test, classes))
+
+
+def splits(own: Path) -> list[Path]:
+    """The folders that hold the class folders: train and test, or the folder itself."""
+    if not own.is_dir():
+        raise Problem(f"{own}: there is no such folder; make it, with one folder of images for each class")
+    parts = [own / "train", own / "test"]
+    there = [part for part in parts if part.is_dir()]
+    if len(there) == 1:
+        raise Problem(
+            f"{own}: has {there[0].name}/ only; put the class folders into train/ and test/, or into {own} itself"
+        )
+    for part in there or [own]:
+        if not folders(part):
+            raise Problem(
+                f"{part}: no classes here; put the images of each class into a folder, as {part / 'cat' / '1.png'}"
+            )
+    if there and (odd := {folder.name for folder in folders(parts[0])} ^ {folder.name for folder in folders(parts[1])}):
+        raise Problem(f"{own}: train/ and test/ must have the same classes; in one only: {', '.join(sorted(odd))}")
+    return there or [own]
+
+
+def images(own: Path, split: Path) -> Iterator[str]:
+    """The image files of a split, relative to the whole folder, once each class is known to be clean."""
+    for folder in folders(split):
+        files = [file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith(".")]
+        if not files:
+            raise Problem(f"{folder}: an empty class; add images or remove the folder")
+        for file in files:
+            if file.suffix.lower() not in SUFFIXES:
+                raise Problem(f"{file}: not an image by its name ({', '.join(SUFFIXES)} are); convert or remove it")
+            if file.parent != folder:
+                raise Problem(f"{file}: stands below its class folder; move it into {folder}")
+            yield file.relative_to(own).as_posix()
+
+
+def part(folder: Path, names: list[str], classes: list[str]) -> Part:
+    return Part(
+        labels=np.array([classes.index(Path(name).parent.name) for name in names], np.int64),
+        images=lambda channels: (decoded(folder / name, channels)[None] for name in names),
+        name=lambda index: str(folder / names[index]),
+        label_name=lambda index: str(folder / names[index]),
+    )
+
+
+def folders(parent: Path) -> list[Path]:
+    return sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def natural(name: str) -> tuple[int, int, str]:
+    """Sorts 10 after 9."""
+    return (0, int(name), name) if name.isascii() and name.isdigit() else (1, 0, name)

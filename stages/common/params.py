@@ -1,0 +1,76 @@
+"""params.yaml in, one checked section out: a wrong key, type or value is one line that names the key."""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import pydantic
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from stages.common.problem import Problem
+
+
+class Section(pydantic.BaseModel):
+    """What each section of params.yaml is: frozen, without defaults, unknown keys forbidden."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+T = TypeVar("T", bound=Section)
+
+
+class Machine(Section):
+    """The section that stages share. `threads` governs torch, OpenMP, BLAS and ONNX Runtime."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    threads: int = pydantic.Field(ge=1, le=1024)
+
+
+def read_section(path: Path, name: str, section: type[T]) -> T:
+    """The section `name` of the file, once the names of all sections are known to be right."""
+    content = load(path)
+    known = sorted({*stage_names(), "machine"})
+    for key in content:
+        if key not in known:
+            raise Problem(f"{path}: unknown section {key!r}{hint(str(key), known)}")
+    if name not in content:
+        raise Problem(f"{path}: the section {name!r} is missing")
+    try:
+        return section.model_validate(content[name])
+    except pydantic.ValidationError as error:
+        raise Problem("; ".join(f"{path}: {line(name, section, wrong)}" for wrong in error.errors())) from None
+
+
+def load(path: Path) -> dict[str, Any]:
+    try:
+        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Problem(f"{path}: there is no such params file") from None
+    except YAMLError as error:
+        raise Problem(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise Problem(f"{path}: must hold sections, each with its keys")
+    return content
+
+
+def stage_names() -> list[str]:
+    """A stage is a module of stages/; its section has the same name."""
+    return [module.stem for module in Path(__file__).parent.parent.glob("*.py") if module.stem != "__init__"]
+
+
+def line(name: str, section: type[Section], wrong: Any) -> str:
+    keys = [str(key) for key in wrong["loc"]]
+    where = ".".join([name, *keys])
+    if wrong["type"] == "extra_forbidden":
+        return f"unknown param {where}{hint(keys[-1], list(section.model_fields))}"
+    if wrong["type"] == "missing":
+        return f"the param {where} is missing"
+    given = wrong["input"]
+    message = wrong["msg"].removeprefix("Value error, ")
+    return f"{where}: {message[0].lower()}{message[1:]}" + ("" if isinstance(given, dict) else f", not {given!r}")
+
+
+def hint(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else f" (known: {', '.join(known)})"

@@ -1,0 +1,84 @@
+"""The file of trained weights: safetensors, with a header that says all that is needed to use them."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from stages.common.models import Classifier, Name, build
+from stages.common.problem import Problem
+from stages.common.splits import About
+from stages.common.whole import whole
+
+KEY = "lockstep"  # the one key of the header: safetensors writes several in no fixed order
+
+
+class Header(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    architecture: Name
+    size: int
+    channels: int
+    classes: list[str]
+    dataset: str
+    origin: str
+    preparation: Literal["mnist", "resize"]
+    params: dict[str, Any]  # train's section, for the record
+
+    @staticmethod
+    def of(architecture: Name, about: About, params: dict[str, Any]) -> "Header":
+        known = about.model_dump(include={"size", "channels", "classes", "dataset", "origin", "preparation"})
+        return Header(architecture=architecture, params=params, **known)
+
+
+def write_weights(path: Path, network: Classifier, header: Header) -> None:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    with whole(path) as beside:
+        beside.write_bytes(save(tensors, {KEY: json.dumps(header.model_dump(), ensure_ascii=False)}))
+
+
+def read_weights(path: Path) -> tuple[Classifier, Header]:
+    """The network in evaluation mode, on the CPU, built as the header says."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+        header = Header.model_validate_json(metadata[KEY])
+    except FileNotFoundError:
+        raise Problem(f"{path}: missing; run `dvc repro train`") from None
+    except (SafetensorError, OSError) as error:
+        raise Problem(f"{path}: not a whole safetensors file ({error}); run `dvc repro -f train`") from None
+    except KeyError:
+        raise Problem(f"{path}: has no header of ours; run `dvc repro -f train`") from None
+    except pydantic.ValidationError as error:
+        wrong = error.errors()[0]
+        where = ".".join(map(str, wrong["loc"]))
+        raise Problem(
+            f"{path}: its header's {where} {wrong['input']!r} is not known: {wrong['msg']}; run `dvc repro -f train`"
+        ) from None
+    ones = [1.0] * header.channels  # mean and std come with the weights
+    network = build(header.architecture, header.size, header.channels, len(header.classes), ones, ones)
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError:
+        raise Problem(
+            f"{path}: its tensors are not those of {header.architecture!r}, the architecture that its header names; "
+            "run `dvc repro -f train`"
+        ) from None
+    return network.eval(), header
+
+
+def check_fits(path: Path, header: Header, about: About) -> None:
+    """The weights must be of a network for just this data."""
+    for key in ("size", "channels", "classes"):
+        ours, theirs = getattr(header, key), getattr(about, key)
+        if ours != theirs:
+            raise Problem(f"{path}: trained for {key} {ours}, but the splits have {theirs}; run `dvc repro train`")
+
+
+def parameters(network: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
