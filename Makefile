@@ -3,7 +3,7 @@ PYTHON ?= python3
 SHELL := /bin/sh
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all lint experiments lock clean
+.PHONY: help setup run test test-all test-ci lint check-lock experiments lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -21,10 +21,19 @@ run: setup  ## run the whole pipeline and show the result; DATASET=digits (or mn
 	@python -m flows.front_door $(if $(DATASET),--dataset "$(DATASET)")
 
 test: setup  ## the fast tests
-	python -m pytest -n 2 -m "not slow and not gpu" --cov --cov-report=term-missing:skip-covered
+	python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" --cov --cov-report=term-missing:skip-covered
 
 test-all: setup  ## the fast and the slow tests
 	python -m pytest -m "not gpu"
+
+test-ci: setup  ## the slow tests that CI runs
+	python -m pytest -m "slow and ci and not gpu"
+
+check-lock: setup  ## see that dvc.lock is of what is committed: in a fresh clone every stage is skipped
+	@clone=$$(mktemp -d) && trap 'rm -rf "$$clone"' EXIT && git clone -q . "$$clone" && cd "$$clone" && \
+	  out=$$(dvc repro --dry --allow-missing 2>&1) || { echo "$$out"; exit 1; } && \
+	  case "$$out" in *"Running stage"*) echo "$$out"; echo "dvc.lock is not of what is committed: run dvc repro and commit"; exit 1;; esac && \
+	  echo "dvc.lock is of what is committed"
 
 lint: setup  ## ruff and mypy
 	ruff check . && ruff format --check . && mypy

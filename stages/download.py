@@ -2,15 +2,13 @@
 
 from pathlib import Path
 
-from pydantic import Field
-
 from stages.common import datasets
 from stages.common.command import run, say
 from stages.common.params import Section, read_section
 
 
 class Download(Section):
-    dataset: datasets.Name = Field(description="mnist, fashion-mnist, kmnist, digits (embedded) or own (data/own)")
+    dataset: datasets.Name
 
 
 def download(*, params: Path, own: Path, raw: Path, check: bool = False) -> None:

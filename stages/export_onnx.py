@@ -24,8 +24,8 @@ from stages.common.whole import whole
 
 class ExportOnnx(Section):
     opset: Literal[18, 19, 20, 21]
-    golden: int = Field(ge=1, le=1000, description="test images in the golden sample")
-    tolerance: float = Field(gt=0, description="absolute, that a replay of the golden sample is held to")
+    golden: int = Field(ge=1, le=1000)
+    tolerance: float = Field(gt=0)
 
 
 def export_onnx(*, params: Path, weights: Path, splits: Path, model: Path, golden: Path) -> None:

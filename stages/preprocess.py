@@ -20,13 +20,13 @@ from stages.common.whole import whole, write_json
 
 
 class Preprocess(Section):
-    size: int = Field(ge=4, le=1024, description="height and width of an image")
-    channels: Literal[1, 3] = Field(description="1: grey, 3: colour")
-    validation: float = Field(ge=0, lt=1, description="share of the training data that is held out to choose by")
+    size: int = Field(ge=4, le=1024)
+    channels: Literal[1, 3]
+    validation: float = Field(ge=0, lt=1)
     test: float = Field(
         gt=0, lt=1, description="share that is held out to test, of data published without a test split"
     )
-    seed: int = Field(ge=0, description="of both splits")
+    seed: int = Field(ge=0)
 
 
 def preprocess(*, params: Path, raw: Path, splits: Path, samples: Path) -> None:

@@ -129,7 +129,7 @@ def fit(
         optimizer.step()
         history.note(step, rate, loss, logits, labels)
         if history.due(step):
-            measured = measure(network, *monitored) if monitored else None
+            measured = measure(network, *monitored, section.label_smoothing) if monitored else None
             history.add(step, rate, measured)
             if section.keep == "best" and measured and (best is None or measured[1] > best["accuracy"]):
                 best = {"accuracy": measured[1], "weights": copied(network)}
@@ -183,13 +183,13 @@ def augmented(section: Train, images: Tensor, chance: torch.Generator) -> Tensor
 
 
 @torch.no_grad()
-def measure(network: Classifier, images: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Loss and accuracy over a whole split."""
+def measure(network: Classifier, images: Tensor, labels: Tensor, smoothing: float) -> tuple[float, float]:
+    """Loss, smoothed as in training, and accuracy over a whole split."""
     network.eval()
     loss = hits = 0.0
     for some, theirs in zip(images.split(1000), labels.split(1000), strict=True):
         logits, wanted = network(some.to(network.mean.device)), theirs.to(network.mean.device)
-        loss += float(functional.cross_entropy(logits, wanted, reduction="sum"))
+        loss += float(functional.cross_entropy(logits, wanted, reduction="sum", label_smoothing=smoothing))
         hits += int((logits.argmax(1) == wanted).sum())
     network.train()
     return loss / len(labels), hits / len(labels)

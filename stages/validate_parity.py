@@ -52,9 +52,11 @@ class Configuration:
     batch: int = 1000
 
     def __str__(self) -> str:
+        if self.engine != "onnxruntime":
+            return self.engine
         level = self.level.removeprefix("ORT_").removeprefix("ENABLE_").replace("DISABLE_ALL", "NONE").lower()
         provider = self.provider.removesuffix("ExecutionProvider")
-        return f"{self.engine} {self.images}, {provider} {level}, threads {self.threads}, batch {self.batch}"
+        return f"{provider} {level}, {self.images}, t{self.threads} b{self.batch}"  # short: it labels a plot
 
 
 def validate_parity(
@@ -138,7 +140,7 @@ def ways(section: ValidateParity, threads: int) -> Iterator[Configuration]:
             for number in sorted({1, max(2, threads)}):
                 yield Configuration("sample", provider=provider, threads=number, batch=batch)
     yield Configuration(
-        "reference", engine="onnx reference", level="none", provider="none", batch=section.reference_images
+        "reference", engine="reference evaluator", level="none", provider="none", batch=section.reference_images
     )
 
 
@@ -158,7 +160,7 @@ def reference_sample(
 
 def replies(proto: onnx.ModelProto, configuration: Configuration, images: NDArray[np.uint8]) -> Answer:
     """The file's answers, run as the configuration says."""
-    if configuration.engine == "onnx reference":
+    if configuration.engine == "reference evaluator":
         return Answer(*ReferenceEvaluator(proto).run([LOGITS, PROBABILITIES], {INPUT: images}))
     session = open_session(proto, configuration)
     step = configuration.batch

@@ -23,12 +23,11 @@ def decoded(path: Path, channels: int) -> Chunk:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise Problem(f"{path}: not a readable image ({' '.join(str(error).split())}); replace or remove it") from None
     if image.mode[0] in "IF":
-        return colored(eight_bits(np.asarray(image, np.float64))[None], channels)[0]
+        return colored(eight_bits(np.asarray(image, np.float64)), channels)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    pixels: Chunk = np.asarray(image.convert("L" if channels == 1 else "RGB"), np.uint8)
-    return pixels
+    return np.asarray(image.convert("L" if channels == 1 else "RGB"), np.uint8)
 
 
 def eight_bits(deep: NDArray[np.float64]) -> Chunk:

@@ -59,8 +59,8 @@ class History:
         self.rows.append(row)
         self.write()
         if not sys.stderr.isatty():
-            numbers = (f"{name} {number}" for name, number in zip(COLUMNS, row, strict=True) if number != "")
-            say(f"{', '.join(numbers)} (of {self.steps} steps)")
+            watched = f", monitored {row[6]:.4f}" if monitored else ""
+            say(f"step {step + 1} of {self.steps}: loss {row[3]:.4f}, accuracy {row[4]:.4f}{watched}, rate {rate:.2g}")
 
     def write(self) -> None:
         write_csv(self.path, COLUMNS, self.rows)

@@ -39,7 +39,9 @@ def read_section(path: Path, name: str, section: type[T]) -> T:
     try:
         return section.model_validate(content[name])
     except pydantic.ValidationError as error:
-        raise Problem("; ".join(f"{path}: {line(name, section, wrong)}" for wrong in error.errors())) from None
+        wrongs = error.errors()
+        unknown = [wrong for wrong in wrongs if wrong["type"] == "extra_forbidden"]  # else a typo is named twice
+        raise Problem("; ".join(f"{path}: {line(name, section, wrong)}" for wrong in unknown or wrongs)) from None
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -24,7 +25,7 @@ class Captioned:
 
 def grid(path: Path, title: str, cells: Sequence[Captioned], columns: int) -> None:
     """Write the images row by row under a title, each with its caption below."""
-    font = ImageFont.load_default(size=13)
+    font = readable_font()
     line = 20  # pixels of a line of text
     width = max(columns * (SIDE + GAP) + GAP, int(font.getlength(title)) + 2 * GAP)
     rows = -(-len(cells) // columns)
@@ -44,7 +45,12 @@ def drawn(image: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB").resize((SIDE, SIDE), Image.Resampling.NEAREST)
 
 
-def fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+def readable_font() -> ImageFont.FreeTypeFont:
+    """matplotlib's own: unlike pillow's it has arrows, and most scripts that classes are named in."""
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size=12)
+
+
+def fitting(text: str, font: ImageFont.FreeTypeFont) -> str:
     if font.getlength(text) <= SIDE + GAP:
         return text
     while text and font.getlength(text + "…") > SIDE + GAP:

@@ -51,4 +51,5 @@ class Dataset(Protocol):
 
 
 def colored(grey: Chunk, channels: int) -> Chunk:
+    """Grey images, or one, as they are or with their grey in three channels."""
     return grey if channels == 1 else np.repeat(grey[..., None], channels, axis=-1)

@@ -1,0 +1,140 @@
+"""A small data set in MNIST's own form that a network learns in seconds, and what the stages make of it."""
+
+import gzip
+import json
+import os
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parent.parent
+# Quick, and one thread for each of the two test processes.
+QUICK: dict[str, Any] = {
+    "machine.device": "cpu",
+    "machine.threads": 1,
+    "preprocess.validation": 0.1,
+    "train.model": "reference_e",
+    "train.epochs": 4,
+    "train.min_steps": 1,
+    "train.batch": 50,
+    "train.points": 5,
+    "train.rotate": 0,
+    "evaluate.tsne_images": 30,
+    "validate_parity.sample": 1000,
+    "validate_parity.reference_images": 4,
+}
+
+Params = Callable[..., Path]
+
+
+def write_params(path: Path, changes: dict[str, Any]) -> Path:
+    """params.yaml as committed, made quick, with the changes: {"train.epochs": 1}."""
+    content = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
+    for name, value in {**QUICK, **changes}.items():
+        section, key = name.split(".")
+        content[section][key] = value
+    path.write_text(json.dumps(content))  # JSON is YAML
+    return path
+
+
+@pytest.fixture
+def params(tmp_path: Path) -> Params:
+    """Make a params file: params({"train.epochs": 1})."""
+
+    def make(changes: dict[str, Any] | None = None) -> Path:
+        return write_params(tmp_path / "params.yaml", changes or {})
+
+    return make
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    """A gzipped IDX file of a uint8 array."""
+    header = struct.pack(f">I{array.ndim}I", 0x0800 | array.ndim, *array.shape)
+    return gzip.compress(header + array.astype(np.uint8).tobytes(), mtime=0)
+
+
+def drawn_digits(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images (count, 28, 28) that differ by class as digits do, in place, and labels, each class equally often."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(count) % 10
+    images = generator.integers(0, 60, (count, 28, 28), dtype=np.uint8)
+    for index, label in enumerate(labels):
+        row, column = divmod(int(label), 4)
+        top, left = 2 + row * 8 + generator.integers(0, 3), 1 + column * 6 + generator.integers(0, 3)
+        images[index, top : top + 6, left : left + 5] = generator.integers(180, 256)
+    return images, labels
+
+
+def write_raw(folder: Path, train: int = 600, test: int = 200) -> Path:
+    """A folder as download leaves it, of a small data set in MNIST's form."""
+    folder.mkdir(parents=True)
+    for prefix, count, seed in (("train", train, 1), ("t10k", test, 2)):
+        images, labels = drawn_digits(count, seed)
+        (folder / f"{prefix}-images-idx3-ubyte.gz").write_bytes(idx_bytes(images))
+        (folder / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(idx_bytes(labels))
+    source = {"dataset": "mnist", "origin": "made", "preparation": "mnist", "classes": list("0123456789"), "files": {}}
+    (folder / "source.json").write_text(json.dumps(source))
+    return folder
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    return write_raw(tmp_path / "raw")
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what all stages made of the small data set: read it, and write elsewhere."""
+    from stages.evaluate import evaluate
+    from stages.export_onnx import export_onnx
+    from stages.preprocess import preprocess
+    from stages.train import train
+
+    folder = tmp_path_factory.mktemp("made")
+    params, splits = write_params(folder / "params.yaml", {}), folder / "splits"
+    preprocess(params=params, raw=write_raw(folder / "raw"), splits=splits, samples=folder / "samples.png")
+    train(
+        params=params,
+        splits=splits,
+        weights=folder / "weights.safetensors",
+        history=folder / "history.csv",
+        report=folder / "train.json",
+        environment=folder / "environment.json",
+        checkpoints=folder / "checkpoints",
+    )
+    evaluate(
+        params=params,
+        splits=splits,
+        weights=folder / "weights.safetensors",
+        report=folder / "evaluate.json",
+        predictions=folder / "predictions.csv",
+        classes=folder / "classes.csv",
+        reliability=folder / "reliability.csv",
+        first_nine=folder / "first_nine.png",
+        mistakes=folder / "mistakes.png",
+        tsne=folder / "tsne.png",
+    )
+    export_onnx(
+        params=params,
+        weights=folder / "weights.safetensors",
+        splits=splits,
+        model=folder / "model.onnx",
+        golden=folder / "golden.json",
+    )
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing of the caller's that would change what the project does."""
+    for name in ("LOCKSTEP_MIRROR", "DVC_STAGE", "DVC_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
+    before = Path.cwd()
+    yield
+    os.chdir(before)

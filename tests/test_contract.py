@@ -1,0 +1,259 @@
+"""The laws of the house, as tests: each says what would break it."""
+
+import ast
+import importlib
+import inspect
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+from ruamel.yaml import YAML
+
+from stages.common.params import Machine, Section
+
+ROOT = Path(__file__).parent.parent
+DVC = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")
+PARAMS = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
+EXPERIMENTS = YAML(typ="safe", pure=True).load(ROOT / "experiments.yaml")
+STAGES = list(DVC["stages"])
+SOURCES = sorted([*(ROOT / "stages").rglob("*.py"), *(ROOT / "flows").rglob("*.py")])
+each_stage = pytest.mark.parametrize("name", STAGES)
+
+
+def paths(entries: list[Any]) -> list[str]:
+    return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
+
+
+def outs(name: str) -> list[str]:
+    entry = DVC["stages"][name]
+    return [path for kind in ("outs", "metrics", "plots") for path in paths(entry.get(kind, []))]
+
+
+def flags(name: str) -> dict[str, str]:
+    words = shlex.split(DVC["stages"][name]["cmd"])
+    assert words[:3] == ["python", "-m", f"stages.{name}"]
+    return dict(zip(words[3::2], words[4::2], strict=True))
+
+
+def section_of(name: str) -> type[Section]:
+    module = importlib.import_module(f"stages.{name}")
+    own = [kind for kind in vars(module).values() if inspect.isclass(kind) and kind.__module__ == module.__name__]
+    (section,) = [kind for kind in own if issubclass(kind, Section)]
+    return section
+
+
+def imported(file: Path) -> Iterator[str]:
+    """The modules that a file names in its imports, at the top or inside."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: a relative import hides what it needs"
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def closure(file: Path) -> set[str]:
+    """The project's files that importing this one runs; packages' own files say nothing but what they are."""
+    found, waiting = set(), [file]
+    while waiting:
+        file = waiting.pop()
+        found.add(file.relative_to(ROOT).as_posix())
+        for module in imported(file):
+            target = ROOT / (module.replace(".", "/") + ".py")
+            if target.exists() and target.relative_to(ROOT).as_posix() not in found:
+                waiting.append(target)
+    return found
+
+
+# 1. One name, six places.
+
+
+def test_stages_modules_and_param_sections_have_the_same_names() -> None:
+    modules = {file.stem for file in (ROOT / "stages").glob("*.py")} - {"__init__"}
+    assert modules == set(STAGES) == set(PARAMS) - {"machine"}
+
+
+@each_stage
+def test_a_stage_is_a_function_of_its_name_with_a_test_file(name: str) -> None:
+    stage = getattr(importlib.import_module(f"stages.{name}"), name)
+    assert inspect.isfunction(stage)
+    assert (ROOT / "tests" / f"test_{name}.py").exists()
+    assert DVC["stages"][name]["desc"]
+
+
+# 2. dvc.yaml is the only file that knows a path or an edge.
+
+
+@each_stage
+def test_every_path_is_a_flag_made_from_the_functions_signature(name: str) -> None:
+    signature = inspect.signature(getattr(importlib.import_module(f"stages.{name}"), name))
+    needed = {key for key, parameter in signature.parameters.items() if parameter.default is parameter.empty}
+    assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in signature.parameters.values())
+    assert {flag.removeprefix("--").replace("-", "_") for flag in flags(name)} == needed
+
+
+@each_stage
+def test_every_path_of_a_command_is_a_dep_an_out_or_the_checkpoint_that_git_ignores(name: str) -> None:
+    entry = DVC["stages"][name]
+    known = {*paths(entry["deps"]), *outs(name), "params.yaml"}
+    others = {flag: path for flag, path in flags(name).items() if path not in known}
+    assert set(others) <= {"--checkpoints"}
+    for path in others.values():
+        assert subprocess.run(["git", "check-ignore", "-q", f"{path}/"], cwd=ROOT, check=False).returncode == 0
+    assert set(outs(name)) <= set(flags(name).values()), "an out that no flag names"
+
+
+def test_no_source_names_a_path_of_the_data() -> None:
+    known = {path for name in STAGES for path in (*outs(name), *paths(DVC["stages"][name]["deps"]))}
+    known = {path for path in known if path.startswith("data/")}
+    for file in SOURCES:
+        strings = [node.value for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant)]
+        said = [word for text in strings if isinstance(text, str) for word in text.replace("`", " ").split()]
+        assert not known & {word.strip(".,;:()") for word in said}, file
+
+
+# 3. params.yaml is the only file that knows a hyper-parameter.
+
+
+@each_stage
+def test_a_section_is_frozen_complete_and_takes_no_unknown_key(name: str) -> None:
+    section = section_of(name)
+    assert section.model_config["frozen"]
+    assert section.model_config["extra"] == "forbid"
+    assert all(field.is_required() for field in section.model_fields.values()), "a default is a second params.yaml"
+    section.model_validate(PARAMS[name])
+    Machine.model_validate(PARAMS["machine"])
+
+
+@each_stage
+def test_a_stage_depends_on_its_own_section_and_the_machine_alone(name: str) -> None:
+    listed = set(DVC["stages"][name]["params"])
+    reads_machine = "Machine" in (ROOT / "stages" / f"{name}.py").read_text()
+    assert listed == ({name, "machine"} if reads_machine else {name})
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_holds_overrides_of_params_and_nothing_else(name: str) -> None:
+    changed: dict[str, Any] = {section: dict(keys) for section, keys in PARAMS.items()}
+    for param, value in EXPERIMENTS[name].items():
+        section, key = param.split(".")
+        assert key in changed[section], param
+        changed[section][key] = value
+    for stage in STAGES:
+        section_of(stage).model_validate(changed[stage])
+
+
+# 4. A stage reads files, calls pure helpers, writes files, returns nothing; no work at import.
+
+
+@each_stage
+def test_a_stage_returns_nothing(name: str) -> None:
+    stage = getattr(importlib.import_module(f"stages.{name}"), name)
+    assert get_type_hints(stage)["return"] is type(None)
+
+
+def test_importing_the_stages_and_flows_does_no_work(tmp_path: Path) -> None:
+    modules = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in SOURCES]
+    program = f"""
+import logging, sys, random, torch, numpy
+sys.path.insert(0, {str(ROOT)!r})
+before = torch.get_rng_state(), numpy.random.get_state()[1].copy(), random.getstate(), torch.get_num_threads()
+handlers = list(logging.getLogger().handlers)
+import importlib
+for module in {modules!r}: importlib.import_module(module)
+assert torch.equal(before[0], torch.get_rng_state()) and (before[1] == numpy.random.get_state()[1]).all()
+assert before[2] == random.getstate() and before[3] == torch.get_num_threads()
+assert handlers == logging.getLogger().handlers and not torch.are_deterministic_algorithms_enabled()
+"""
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+# 5. Who may import whom.
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_imports_go_one_way(file: Path) -> None:
+    tops = {module.split(".")[0] for module in imported(file)}
+    own = {module for module in imported(file) if module.split(".")[0] in ("stages", "flows", "serve")}
+    if file.parent.name == "flows":
+        assert not tops & {"stages", "torch", "onnx", "serve"}
+    elif file.parent.name == "common":
+        assert all(module.startswith("stages.common") for module in own)
+        assert not tops & {"dvc", "prefect"}
+    else:
+        assert all(module.startswith("stages.common") for module in own)
+        assert not tops & {"dvc", "prefect"}
+
+
+def test_preprocess_has_no_torch_among_its_imports_at_the_top() -> None:
+    for path in closure(ROOT / "stages" / "preprocess.py"):
+        top = ast.parse((ROOT / path).read_text()).body
+        names = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}
+        names |= {str(node.module) for node in top if isinstance(node, ast.ImportFrom)}
+        assert not {name for name in names if name.split(".")[0] in ("torch", "torchvision")}, path
+
+
+# 6. A stage's deps are exactly its import closure, plus its data.
+
+
+@each_stage
+def test_the_source_among_a_stages_deps_is_its_import_closure(name: str) -> None:
+    deps = paths(DVC["stages"][name]["deps"])
+    assert {path for path in deps if path.endswith(".py")} == closure(ROOT / "stages" / f"{name}.py")
+    data = {path for path in deps if not path.endswith(".py")}
+    assert data == set(flags(name).values()) - set(outs(name)) - {"params.yaml", flags(name).get("--checkpoints")}
+
+
+def test_the_packages_own_files_hold_a_docstring_alone() -> None:
+    for file in SOURCES:
+        if file.name == "__init__.py":
+            assert [type(node) for node in ast.parse(file.read_text()).body] == [ast.Expr], file
+
+
+# 7. One owner for each concern.
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_what_dvc_shows_lives_in_git_and_what_is_large_in_its_cache(name: str) -> None:
+    entry = DVC["stages"][name]
+    for kind in ("metrics", "outs"):
+        for out in entry.get(kind, []):
+            path, options = (out, {}) if isinstance(out, str) else next(iter(out.items()))
+            assert options.get("cache", True) == (not path.startswith("data/reports/")), path
+
+
+# What is committed is of what is committed.
+
+
+def committed(path: str) -> str:
+    return subprocess.run(["git", "show", f"HEAD:{path}"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_committed_run_was_made_with_the_versions_of_the_lock() -> None:
+    pins = dict(line.split(";")[0].strip().split("==") for line in committed("requirements.lock").splitlines() if line)
+    record = json.loads(committed("data/reports/environment.json"))
+    assert record["libraries"] == {name: pins[name] for name in record["libraries"]}
+    assert set(record["libraries"]) == {"torch", "numpy", "onnx", "onnxscript", "scikit-learn"}
+
+
+def test_the_lock_names_no_host_and_pairs_torchvision_with_its_torch() -> None:
+    import torch
+    import torchvision
+
+    lock = (ROOT / "requirements.lock").read_text()
+    assert "://" not in lock
+    assert f"torch=={torch.__version__.split('+')[0]}\n" in lock
+    assert f"torchvision=={torchvision.__version__.split('+')[0]}\n" in lock
+    boxes, scores = torch.tensor([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 2.0, 2.0]]), torch.tensor([0.9, 0.8])
+    assert torchvision.ops.nms(boxes, scores, 0.5).tolist() == [0]  # a compiled operator: fails without its torch

@@ -1,0 +1,278 @@
+"""The pipeline as a DVC user meets it: the real dvc command, in a real git repository, on the embedded digits."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import QUICK, ROOT
+from PIL import Image
+
+from flows.param_file import set_param
+
+STAGES = ["download", "preprocess", "train", "evaluate", "export_onnx", "validate_parity"]
+Done = subprocess.CompletedProcess[str]
+
+
+def environment() -> dict[str, str]:
+    """As `make` sets it: this Python's folder first on PATH, and no mirror that answers."""
+    nowhere = "http://127.0.0.1:9"
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {**os.environ, "PATH": path, "http_proxy": nowhere, "https_proxy": nowhere, "no_proxy": ""}
+
+
+def run(folder: Path, *command: str, status: int | None = 0) -> Done:
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+    assert status is None or done.returncode == status, done.stdout + done.stderr
+    return done
+
+
+def dvc(folder: Path, *words: str, status: int | None = 0) -> Done:
+    return run(folder, "dvc", *words, status=status)
+
+
+def ran(done: Done) -> list[str]:
+    lines = done.stdout.splitlines()
+    return [line.split("'")[1] for line in lines if line.startswith("Running stage")]
+
+
+def commit(folder: Path) -> None:
+    run(folder, "git", "add", "-A")
+    run(folder, "git", "commit", "-qm", "work")
+
+
+def new_project(folder: Path, params: dict[str, object]) -> Path:
+    """What is in this working tree, as a repository of its own, without results."""
+    files = run(ROOT, "git", "ls-files", "-co", "--exclude-standard", "-z").stdout.split("\0")
+    for name in filter(None, files):
+        if (ROOT / name).exists() and not name.startswith("data/reports") and name != "dvc.lock":
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    for param, value in params.items():
+        set_param(folder / "params.yaml", param, value)
+    run(folder, "git", "init", "-q", "-b", "main")
+    run(folder, "git", "config", "user.email", "test@example.org")
+    run(folder, "git", "config", "user.name", "test")
+    commit(folder)
+    return folder
+
+
+DIGITS = {**QUICK, "download.dataset": "digits", "train.epochs": 6, "evaluate.min_accuracy": 0.5}
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository after its first `dvc repro`, committed. Copy it; do not change it."""
+    folder = new_project(tmp_path_factory.mktemp("finished") / "project", DIGITS)
+    assert ran(dvc(folder, "repro")) == STAGES
+    commit(folder)
+    return folder
+
+
+@pytest.fixture
+def project(finished: Path, tmp_path: Path) -> Path:
+    """One's own copy, with DVC's cache, in a folder with spaces in its name."""
+    return Path(shutil.copytree(finished, tmp_path / "my own project", symlinks=True))
+
+
+def test_repro_with_nothing_to_do_does_nothing(project: Path) -> None:
+    before = (project / "dvc.lock").read_bytes()
+    done = dvc(project, "repro")
+    assert ran(done) == []
+    assert "up to date" in done.stdout + done.stderr
+    assert (project / "dvc.lock").read_bytes() == before
+    assert dvc(project, "status", "--json").stdout.strip() == "{}"
+    assert run(project, "git", "status", "--porcelain").stdout == ""
+
+
+def test_a_file_that_no_stage_imports_reruns_nothing(project: Path) -> None:
+    (project / "stages" / "common" / "notes.py").write_text('"""Nobody imports this."""\n')
+    assert ran(dvc(project, "repro")) == []
+
+
+def test_a_train_param_reruns_train_and_what_follows_and_shows_in_every_diff(project: Path) -> None:
+    set_param(project / "params.yaml", "train.seed", 7)
+    assert ran(dvc(project, "repro")) == STAGES[2:]
+    assert "train.seed" in dvc(project, "params", "diff").stdout
+    assert "evaluate.json" in dvc(project, "metrics", "diff", "--all").stdout
+    page = project / "dvc_plots" / "index.html"
+    dvc(project, "plots", "diff", "HEAD")
+    for title in ("Loss while training", "Confusion", "Accuracy by class", "Reliability", "Parity"):
+        assert title in page.read_text()
+
+
+def test_an_evaluate_param_reruns_evaluate_alone(project: Path) -> None:
+    set_param(project / "params.yaml", "evaluate.min_accuracy", 0.4)
+    assert ran(dvc(project, "repro")) == ["evaluate"]
+
+
+def test_the_gate_fails_after_the_report_is_written_and_the_rest_is_untouched(project: Path) -> None:
+    set_param(project / "params.yaml", "evaluate.min_accuracy", 1.0)
+    accuracy = json.loads((project / "data/reports/evaluate.json").read_text())["accuracy"]
+    assert accuracy < 1
+    done = dvc(project, "repro", status=None)
+    assert done.returncode != 0
+    assert f"evaluate: accuracy {accuracy:.4f} is below evaluate.min_accuracy 1.0" in done.stderr
+    assert json.loads((project / "data/reports/evaluate.json").read_text())["accuracy"] == accuracy
+    assert "Traceback" not in done.stderr
+
+
+def test_a_mistyped_param_fails_with_one_line_and_the_results_come_back(project: Path) -> None:
+    before = {path: path.read_bytes() for path in (project / "data").rglob("*") if path.is_file()}
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text.replace("  min_steps:", "  min_step:"))
+    done = dvc(project, "repro", status=None)
+    assert done.returncode != 0
+    assert "train: params.yaml: unknown param train.min_step (did you mean 'min_steps'?)" in done.stderr
+    assert "`dvc checkout` and `git checkout` bring them back" in done.stderr
+    run(project, "git", "checkout", "-q", ".")
+    dvc(project, "checkout")
+    assert {path: path.read_bytes() for path in (project / "data").rglob("*") if path.is_file()} == before
+    assert ran(dvc(project, "repro")) == []
+
+
+def test_one_more_own_image_makes_status_name_download(project: Path) -> None:
+    (project / "data/own/cat").mkdir()
+    Image.new("L", (8, 8)).save(project / "data/own/cat/1.png")
+    status = json.loads(dvc(project, "status", "--json").stdout)
+    assert {"changed deps": {"data/own": "modified"}} in status["download"]
+
+
+def test_a_fresh_clone_shows_metrics_and_plots_and_skips_every_stage_without_any_remote(
+    finished: Path, tmp_path: Path
+) -> None:
+    clone = tmp_path / "clone"
+    run(tmp_path, "git", "clone", "-q", str(finished), str(clone))
+    assert '"accuracy"' in dvc(clone, "metrics", "show", "--json").stdout
+    dvc(clone, "plots", "show")
+    assert "Loss while training" in (clone / "dvc_plots" / "index.html").read_text()
+    assert ran(dvc(clone, "repro", "--dry", "--allow-missing")) == []
+    assert "train.epochs" in dvc(clone, "params", "diff", "--all", "HEAD").stdout
+
+
+def test_results_travel_by_push_and_pull(project: Path, tmp_path: Path) -> None:
+    dvc(project, "remote", "add", "--default", "storage", str(tmp_path / "storage"))
+    commit(project)
+    dvc(project, "push")
+    clone = tmp_path / "clone"
+    run(tmp_path, "git", "clone", "-q", str(project), str(clone))
+    dvc(clone, "pull")
+    model = "data/model/model.onnx"
+    assert (clone / model).read_bytes() == (project / model).read_bytes()
+    assert ran(dvc(clone, "repro")) == []
+
+
+def test_without_a_mirror_repro_of_mnist_fails_within_seconds_and_names_the_way_out(project: Path) -> None:
+    set_param(project / "params.yaml", "download.dataset", "mnist")
+    start = time.monotonic()
+    done = dvc(project, "repro", status=None)
+    assert done.returncode != 0
+    assert time.monotonic() - start < 60  # seconds, on a machine however slow
+    assert "ossci-datasets" in done.stderr
+    assert "make run DATASET=digits" in done.stderr
+    assert (project / "data/raw/source.json").exists()
+    assert ran(dvc(project, "repro", "--dry")) == ["download"]
+
+
+def test_the_dag_is_drawn_and_the_model_is_an_artifact(project: Path) -> None:
+    drawn = dvc(project, "dag", "--dot").stdout
+    assert '"train" -> "export_onnx"' in drawn.replace(";", "")
+    assert (
+        "classifier" in dvc(project, "ls", ".", "--json").stdout or "classifier" in (project / "dvc.yaml").read_text()
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_experiments_run_here_in_a_copy_and_from_the_queue_and_are_shown_compared_and_applied(project: Path) -> None:
+    dvc(project, "exp", "run", "--name", "here", "-S", "train.seed=1")
+    run(project, "git", "checkout", "-q", ".")
+    dvc(project, "checkout")
+    dvc(project, "exp", "run", "--temp", "--name", "copy", "-S", "train.seed=2")
+    dvc(project, "exp", "run", "--queue", "--name", "queued", "-S", "train.seed=3")
+    dvc(project, "queue", "start")
+    deadline = time.monotonic() + 300
+    while "Success" not in dvc(project, "queue", "status").stdout and time.monotonic() < deadline:
+        time.sleep(2)
+    table = dvc(project, "exp", "show", "--csv").stdout
+    for name in ("here", "copy", "queued"):
+        assert f",{name}," in table
+    assert "train.seed" in dvc(project, "exp", "diff", "copy", "queued").stdout
+    dvc(project, "exp", "apply", "copy")
+    assert "seed: 2" in (project / "params.yaml").read_text()
+    assert ran(dvc(project, "repro")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_the_same_bytes_again_and_in_another_folder(project: Path, tmp_path: Path) -> None:
+    lock = (project / "dvc.lock").read_bytes()
+    assert ran(dvc(project, "repro", "--force")) == STAGES
+    assert (project / "dvc.lock").read_bytes() == lock
+    assert run(project, "git", "status", "--porcelain").stdout == ""
+    other = new_project(tmp_path / "another", DIGITS)
+    dvc(other, "repro")
+    assert (other / "dvc.lock").read_bytes() == lock
+
+
+def trains(folder: Path) -> list[psutil.Process]:
+    """The training processes that work in the folder, shells left out."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "cwd", "status"]):
+        words = process.info["cmdline"] or []
+        if "stages.train" in words and process.info["cwd"] == str(folder) and process.info["status"] != "zombie":
+            found.append(process)
+    return found
+
+
+def killed(project: Path, kill_dvc: bool, wait: float) -> None:
+    """Start `dvc repro`, wait until train has worked for a while, and SIGKILL dvc or train."""
+    with subprocess.Popen(
+        ["dvc", "repro"], cwd=project, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as repro:
+        while not (project / "data/reports/history.csv").exists() and repro.poll() is None:
+            time.sleep(0.05)
+        time.sleep(wait)
+        victim = repro.pid if kill_dvc else trains(project)[0].pid
+        os.kill(victim, signal.SIGKILL)
+        repro.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_killing_train_or_dvc_changes_no_byte_and_never_lets_two_trains_run(project: Path, tmp_path: Path) -> None:
+    long = {**DIGITS, "train.epochs": 60, "train.points": 60, "train.seed": 5}
+    for param, value in long.items():
+        set_param(project / "params.yaml", param, value)
+    commit(project)
+    unbroken = Path(shutil.copytree(project, tmp_path / "unbroken", symlinks=True))
+    dvc(unbroken, "repro")
+    for kill_dvc, wait in ((False, 0.0), (False, 2.0), (True, 1.0), (False, 6.0)):
+        killed(project, kill_dvc, wait)
+        if kill_dvc:
+            with subprocess.Popen(["dvc", "repro"], cwd=project, env=environment()) as again:
+                time.sleep(3)
+                assert len(trains(project)) <= 1
+                os.kill(again.pid, signal.SIGKILL)
+            deadline = time.monotonic() + 5
+            while trains(project) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            assert trains(project) == []
+    dvc(project, "repro")
+    assert (project / "dvc.lock").read_bytes() == (unbroken / "dvc.lock").read_bytes()
+    assert not list((project / "data/checkpoints").glob("*.pt"))
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_the_default_recipe_passes_its_gate_on_the_digits(tmp_path: Path) -> None:
+    project = new_project(tmp_path / "project", {"download.dataset": "digits"})
+    dvc(project, "repro")
+    assert json.loads((project / "data/reports/evaluate.json").read_text())["accuracy"] >= 0.97
+    assert json.loads((project / "data/reports/parity.json").read_text())["flips"] == 0
