@@ -1,4 +1,4 @@
-"""dvc.yaml as records: the stages with what they need and give, and the artifacts."""
+"""dvc.yaml as records: the stages, and the artifacts."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +10,7 @@ from ruamel.yaml import YAML
 @dataclass(frozen=True)
 class Stage:
     name: str
-    desc: str
     command: str
-    deps: tuple[str, ...]
-    outs: tuple[str, ...]
     metrics: tuple[str, ...]
 
 
@@ -29,20 +26,10 @@ class Dag:
 
 def read_dag(root: Path) -> Dag:
     content = YAML(typ="safe", pure=True).load(root / "dvc.yaml")
-    stages = {name: stage(name, entry) for name, entry in content["stages"].items()}
+    stages = {
+        name: Stage(name, entry["cmd"], paths(entry.get("metrics", []))) for name, entry in content["stages"].items()
+    }
     return Dag(stages, {name: entry["path"] for name, entry in content.get("artifacts", {}).items()})
-
-
-def stage(name: str, entry: dict[str, Any]) -> Stage:
-    metrics = paths(entry.get("metrics", []))
-    return Stage(
-        name=name,
-        desc=entry.get("desc", ""),
-        command=entry["cmd"],
-        deps=paths(entry.get("deps", [])),
-        outs=paths(entry.get("outs", [])) + metrics + paths(entry.get("plots", [])),
-        metrics=metrics,
-    )
 
 
 def paths(entries: list[Any]) -> tuple[str, ...]:

@@ -16,15 +16,12 @@ def environment() -> dict[str, str]:
 
 
 def run(command: Sequence[str], root: Path, *, quiet: bool = False) -> int:
-    """The exit status of the command, its output shown unless `quiet`."""
-    sink = subprocess.DEVNULL if quiet else None
-    return subprocess.run(command, cwd=root, env=environment(), stdout=sink, stderr=sink, check=False).returncode
-
-
-def output(command: Sequence[str], root: Path) -> str:
-    """What the command prints; a CalledProcessError with its stderr if it fails."""
-    done = subprocess.run(command, cwd=root, env=environment(), capture_output=True, text=True, check=True)
-    return done.stdout
+    """The exit status of the command; `quiet`: it shows nothing and asks nothing."""
+    nothing = subprocess.DEVNULL if quiet else None
+    done = subprocess.run(
+        command, cwd=root, env=environment(), stdin=nothing, stdout=nothing, stderr=nothing, check=False
+    )
+    return done.returncode
 
 
 def overrides(params: Mapping[str, object]) -> list[str]:

@@ -23,7 +23,6 @@ from stages.common.whole import write_csv, write_json
 class Evaluate(Section):
     min_accuracy: float = Field(ge=0, le=1)
     tsne_images: int = Field(ge=10, le=10_000)
-    seed: int = Field(ge=0, le=2**32 - 1)
 
 
 def evaluate(
@@ -78,7 +77,7 @@ def evaluate(
     )
     draw_first_nine(first_nine, images, labels, predicted, names)
     draw_mistakes(mistakes, images, labels, probabilities, names)
-    draw_tsne(tsne, hidden[: section.tsne_images], labels[: section.tsne_images], names, section.seed)
+    draw_tsne(tsne, hidden[: section.tsne_images], labels[: section.tsne_images], names)
     say(f"accuracy {numbers['accuracy']:.4f} ({low:.4f} to {high:.4f}) on {len(labels)} {about.dataset} test images")
     if numbers["accuracy"] < section.min_accuracy:
         raise Problem(
@@ -117,11 +116,11 @@ def draw_mistakes(
     grid(path, title if cells else "No mistakes", cells, columns=4)
 
 
-def draw_tsne(path: Path, hidden: quality.Floats, labels: quality.Ints, names: list[str], seed: int) -> None:
+def draw_tsne(path: Path, hidden: quality.Floats, labels: quality.Ints, names: list[str]) -> None:
     from sklearn.manifold import TSNE  # a second of import: not while tests only look at the rest
 
     perplexity = min(30.0, (len(hidden) - 1) / 3)
-    points = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(hidden)
+    points = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(hidden)
     scatter(path, f"The last hidden layer on {len(hidden)} test images (t-SNE)", points, labels, names)
 
 

@@ -38,6 +38,9 @@ def preprocess(*, params: Path, raw: Path, splits: Path, samples: Path) -> None:
     for part, name in ((train, "training"), (test, "test")):
         check_labels(part, classes, name)
     carved = stratified(train.labels, section.validation, section.seed)
+    if bare := set(train.labels.tolist()) - set(train.labels[~carved].tolist()):
+        names = ", ".join(classes[label] for label in sorted(bare))
+        raise Problem(f"no training image of the class {names} is left: lower preprocess.validation")
     with whole(splits) as beside:
         beside.mkdir()
         statistics = write(beside, train, np.where(carved, "validation", "train"), section)

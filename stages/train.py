@@ -122,7 +122,7 @@ def fit(
         images, labels = batches.at(step)
         images = augmented(section, images, batches.chance(step))
         with torch.autocast(images.device.type, torch.bfloat16, enabled=section.precision == "bfloat16"):
-            logits = network(images)
+            logits = answer(section, network, images)
             loss = functional.cross_entropy(logits, labels, label_smoothing=section.label_smoothing)
         optimizer.zero_grad()
         loss.backward()
@@ -138,6 +138,8 @@ def fit(
             checkpoint.save({"steps": step + 1, "history": history.state(step, rate), **state})
     if best:
         network.load_state_dict(best["weights"])
+    if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
+        raise Problem(f"the weights are not finite after step {history.steps}: lower train.learning_rate")
 
 
 def check(section: Train, about: About) -> None:
@@ -180,6 +182,14 @@ def augmented(section: Train, images: Tensor, chance: torch.Generator) -> Tensor
     if section.shift:
         images = shifted(images, section.shift, chance)
     return images
+
+
+def answer(section: Train, network: Classifier, images: Tensor) -> Tensor:
+    try:
+        logits: Tensor = network(images)
+    except ValueError as error:  # batch norm asks for more than one number a channel
+        raise Problem(f"train.batch: {len(images)} is too few for {section.model} at this size: {error}") from None
+    return logits
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -138,3 +139,20 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = Path.cwd()
     yield
     os.chdir(before)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository after its first `dvc repro`, committed. Copy it; do not change it."""
+    from repositories import DIGITS, STAGES, commit, dvc, new_project, ran
+
+    folder = new_project(tmp_path_factory.mktemp("finished") / "project", DIGITS)
+    assert ran(dvc(folder, "repro")) == STAGES
+    commit(folder)
+    return folder
+
+
+@pytest.fixture
+def project(finished: Path, tmp_path: Path) -> Path:
+    """One's own copy, with DVC's cache, in a folder with spaces in its name."""
+    return Path(shutil.copytree(finished, tmp_path / "my own project", symlinks=True))

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -31,13 +32,17 @@ class Checkpoint:
         self.saved = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
-        """The state that was saved last, or None; states of other work are dropped."""
-        for path in self.path.parent.glob("*.pt"):
-            if path != self.path:
+        """The state that was saved last, or None; states of other work, and halves of any, are dropped."""
+        for path in self.path.parent.iterdir():
+            if path.suffix in (".pt", ".partial") and path != self.path:
                 path.unlink()
         if not self.path.exists():
             return None
-        state: dict[str, Any] = torch.load(self.path, weights_only=True)
+        try:
+            state: dict[str, Any] = torch.load(self.path, weights_only=True)
+        except (RuntimeError, EOFError, UnpicklingError):
+            say(f"{self.path}: damaged; starting from the first step")
+            return None
         return state
 
     def remove(self) -> None:

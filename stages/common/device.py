@@ -17,7 +17,8 @@ def prepare(machine: Machine) -> torch.device:
     """The device that the section names, with `threads` threads and deterministic algorithms."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it where it is to be deterministic
     torch.set_num_threads(machine.threads)
-    threadpool_limits(machine.threads)
+    threadpool_limits(machine.threads)  # of the libraries that are loaded; those to come read the environment
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(machine.threads))
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}

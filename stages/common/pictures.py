@@ -1,5 +1,6 @@
 """Grids of captioned images, drawn with pillow."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,8 @@ def scatter(path: Path, title: str, points: NDArray[np.float32], labels: NDArray
     axes.set_yticks([])
     if len(names) <= 30:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    with whole(path) as beside:
+    with whole(path) as beside, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a script that the font lacks is drawn as boxes
         figure.savefig(beside, format="png", dpi=100, metadata={"Software": None})
 
 

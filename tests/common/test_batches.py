@@ -1,0 +1,80 @@
+"""Batches: whole batches by step, each image once an epoch, random numbers from seed and step alone."""
+
+import pytest
+import torch
+
+from stages.common.batches import Batches
+
+CPU = torch.device("cpu")
+
+
+def batches(count: int, size: int, *, shuffle: bool = True, seed: int = 0) -> Batches:
+    """Images that say their own index in every pixel, and so do the labels."""
+    labels = torch.arange(count)
+    images = labels[:, None, None, None].expand(count, 1, 4, 4).to(torch.uint8)
+    return Batches(images, labels, size=size, shuffle=shuffle, seed=seed, device=CPU)
+
+
+@pytest.mark.parametrize(("count", "size"), [(100, 32), (100, 7), (100, 100), (100, 1000), (3, 2), (5, 1)])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_an_epoch_gives_every_image_once_in_batches_equal_to_within_one(count: int, size: int, shuffle: bool) -> None:
+    data = batches(count, size, shuffle=shuffle)
+    for epoch in range(2):
+        steps = range(epoch * data.per_epoch, (epoch + 1) * data.per_epoch)
+        labels = [data.at(step)[1] for step in steps]
+        sizes = [len(some) for some in labels]
+        assert max(sizes) <= size
+        assert max(sizes) - min(sizes) <= 1
+        assert sorted(torch.cat(labels).tolist()) == list(range(count))
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_images_stay_with_their_labels_and_stay_uint8(shuffle: bool) -> None:
+    images, labels = batches(100, 30, shuffle=shuffle).at(5)
+    assert images.dtype == torch.uint8
+    assert torch.equal(images, labels[:, None, None, None].expand_as(images).to(torch.uint8))
+
+
+def test_without_shuffling_the_order_is_that_of_the_data() -> None:
+    data = batches(10, 4, shuffle=False)
+    assert [data.at(step)[1].tolist() for step in range(3)] == [[0, 1, 2, 3], [4, 5, 6], [7, 8, 9]]
+
+
+def test_shuffling_gives_each_epoch_its_own_order() -> None:
+    data = batches(100, 100)
+    assert data.at(0)[1].tolist() != data.at(1)[1].tolist()
+    assert data.at(0)[1].tolist() != list(range(100))
+
+
+def test_a_batch_depends_on_seed_and_step_alone() -> None:
+    walked = batches(100, 30)
+    in_turn = [walked.at(step)[1].tolist() for step in range(12)]
+    for step in (11, 3, 7, 0):
+        assert batches(100, 30).at(step)[1].tolist() == in_turn[step]
+    assert batches(100, 30, seed=1).at(3)[1].tolist() != in_turn[3]
+
+
+def test_the_chance_of_a_step_depends_on_seed_and_step_alone() -> None:
+    def drawn(seed: int, step: int) -> list[float]:
+        return torch.rand(4, generator=batches(10, 5, seed=seed).chance(step)).tolist()
+
+    torch.manual_seed(1)
+    first = drawn(0, 3)
+    torch.manual_seed(2)
+    assert drawn(0, 3) == first
+    assert drawn(0, 4) != first
+    assert drawn(1, 3) != first
+
+
+def test_no_image_is_touched_one_by_one() -> None:
+    class Counted(torch.Tensor):
+        looks = 0
+
+        def __getitem__(self, index: object) -> torch.Tensor:
+            Counted.looks += 1
+            return torch.Tensor.__getitem__(self, index)  # type: ignore[index]
+
+    images = torch.zeros(1000, 1, 4, 4, dtype=torch.uint8).as_subclass(Counted)
+    data = Batches(images, torch.zeros(1000).long(), size=500, shuffle=True, seed=0, device=CPU)
+    data.at(0)
+    assert Counted.looks == 1

@@ -1,0 +1,21 @@
+"""machine.threads governs every library that computes, loaded before or after."""
+
+import subprocess
+import sys
+
+from conftest import ROOT
+
+
+def test_threads_govern_libraries_that_are_loaded_later_too() -> None:
+    program = """
+from stages.common.device import prepare
+from stages.common.params import Machine
+prepare(Machine(device="cpu", threads=1))
+import sklearn.manifold, scipy.linalg, torch, threadpoolctl
+pools = threadpoolctl.threadpool_info()
+assert {pool["user_api"] for pool in pools} >= {"openmp", "blas"}, pools
+assert {pool["num_threads"] for pool in pools} == {1}, pools
+assert torch.get_num_threads() == 1
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

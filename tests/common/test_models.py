@@ -1,0 +1,94 @@
+"""The zoo: each network by its name, for any size, channels and classes that it can take."""
+
+from typing import get_args
+
+import pytest
+import torch
+
+from stages.common.models import ZOO, Name, build
+from stages.common.problem import Problem
+from stages.common.weights import parameters
+
+PLAIN = ([0.0], [1.0])
+
+# Weights and biases of each layer, as the networks were published, for 28x28 grey images and ten classes.
+LAYERS = {
+    # conv 1-16 5x5 and 16-32 5x5, both padded by 2 and halved by pooling: 32 x 7 x 7 to 10
+    "reference_a": [16 * 25 + 16, 32 * 16 * 25 + 32, 1568 * 10 + 10],
+    # conv 1-16 3x3 and 16-32 3x3, both padded by 1 and halved: 1568 to 512 to 128 to 10
+    "reference_b": [16 * 9 + 16, 32 * 16 * 9 + 32, 1568 * 512 + 512, 512 * 128 + 128, 128 * 10 + 10],
+    # conv 1-6 3x3 padded by 2 (30, halved to 15) and 6-16 5x5 (11, halved to 5): 16 x 5 x 5 to 120 to 84 to 10
+    "reference_c": [6 * 9 + 6, 16 * 6 * 25 + 16, 400 * 120 + 120, 120 * 84 + 84, 84 * 10 + 10],
+    # conv 1-10 5x5 (24, halved to 12) and 10-20 5x5 (8, halved to 4): 20 x 4 x 4 to 10
+    "reference_e": [10 * 25 + 10, 20 * 10 * 25 + 20, 320 * 10 + 10],
+    # conv 1-32 5x5 by steps of 2 (14), 32-64 3x3 (12, halved to 6), 64-128 3x3 (4), two batch norms: 2048 to 10
+    "compact": [32 * 25 + 32, 64 * 32 * 9, 2 * 64, 128 * 64 * 9, 2 * 128, 2048 * 10 + 10],
+}
+
+
+def test_every_name_is_in_the_zoo_and_nothing_else() -> None:
+    assert set(ZOO) == set(get_args(Name))
+
+
+@pytest.mark.parametrize("name", get_args(Name))
+def test_a_network_has_as_many_parameters_as_its_layers_imply(name: Name) -> None:
+    assert parameters(build(name, 28, 1, 10, *PLAIN)) == sum(LAYERS[name])
+
+
+@pytest.mark.parametrize(("size", "channels", "classes"), [(28, 1, 10), (32, 3, 7), (64, 3, 2), (17, 1, 3)])
+@pytest.mark.parametrize("name", get_args(Name))
+def test_a_network_takes_uint8_pixels_of_any_size_and_gives_a_logit_for_each_class(
+    name: Name, size: int, channels: int, classes: int
+) -> None:
+    network = build(name, size, channels, classes, [0.5] * channels, [0.2] * channels)
+    images = torch.randint(0, 256, (5, channels, size, size), dtype=torch.uint8)
+    assert network.training
+    hidden = network.hidden(images)
+    assert hidden.shape == (5, network.head.in_features)
+    assert network(images).shape == (5, classes)
+
+
+@pytest.mark.parametrize("name", get_args(Name))
+def test_normalisation_happens_inside(name: Name) -> None:
+    torch.manual_seed(0)
+    own = build(name, 28, 3, 4, [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]).eval()
+    plain = build(name, 28, 3, 4, [0.0] * 3, [1.0] * 3).eval()
+    plain.load_state_dict({**own.state_dict(), "mean": plain.mean, "std": plain.std})
+    images = torch.randint(0, 256, (2, 3, 28, 28), dtype=torch.uint8)
+    mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.6, 0.7])
+    by_hand = (images.float() / 255 - mean[:, None, None]) / std[:, None, None]
+    torch.testing.assert_close(own(images), plain(by_hand * 255), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(own(images), plain(images))
+
+
+def test_mean_and_std_are_kept_with_the_weights_but_not_trained() -> None:
+    network = build("compact", 28, 1, 10, [0.1], [0.3])
+    assert {"mean", "std"} <= network.state_dict().keys()
+    assert not {"mean", "std"} & dict(network.named_parameters()).keys()
+
+
+@pytest.mark.parametrize("name", get_args(Name))
+def test_the_global_seed_decides_the_fresh_weights(name: Name) -> None:
+    def fresh(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return build(name, 28, 1, 10, *PLAIN).head.weight
+
+    assert torch.equal(fresh(1), fresh(1))
+    assert not torch.equal(fresh(1), fresh(2))
+
+
+@pytest.mark.parametrize("name", get_args(Name))
+def test_building_leaves_running_statistics_fresh(name: Name) -> None:
+    state = build(name, 28, 1, 10, *PLAIN).state_dict()
+    assert all(
+        not tensor.any() for key, tensor in state.items() if key.endswith(("running_mean", "num_batches_tracked"))
+    )
+    assert all((tensor == 1).all() for key, tensor in state.items() if key.endswith("running_var"))
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("compact", 8), ("reference_a", 3), ("reference_c", 8), ("reference_e", 15)]
+)
+def test_images_too_small_are_refused_with_the_key_to_turn(name: Name, size: int) -> None:
+    with pytest.raises(Problem, match=rf"'{name}' is too deep for images of {size} x {size}: raise preprocess\.size"):
+        build(name, size, 1, 10, *PLAIN)
