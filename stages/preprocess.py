@@ -125,11 +125,11 @@ def planes(part: Part, section: Preprocess) -> Iterator[NDArray[np.uint8]]:
 
 def describe(source: dict[str, Any], section: Preprocess, statistics: dict[str, Any]) -> About:
     histogram = statistics["train"][1]
+    if ((histogram > 0).sum(axis=1) == 1).any():  # nothing to learn, and a deviation of 0 to divide by
+        raise Problem("the training images are flat: one channel has the same value in every pixel of every image")
     pixels, levels = histogram.sum(axis=1), np.arange(256) / 255
     mean = histogram @ levels / pixels
     std = np.sqrt(histogram @ levels**2 / pixels - mean**2)
-    if not std.all():
-        raise Problem("all training images are one flat colour: there is nothing to learn from them")
     return About(
         dataset=source["dataset"],
         origin=source["origin"],

@@ -266,7 +266,7 @@ def test_images_of_one_flat_colour_are_refused(level: int, make: Make, tmp_path:
     raw = write_raw(tmp_path / "flat", 200, 200)
     flat = np.full((200, 28, 28), level)
     (raw / "train-images-idx3-ubyte.gz").write_bytes(idx_bytes(flat))
-    with pytest.raises(Problem, match="one flat colour"):
+    with pytest.raises(Problem, match="the training images are flat"):
         make(raw)
 
 

@@ -18,7 +18,12 @@ RESTORE = "DVC removed this stage's former outputs before it ran it: `dvc checko
 def run(stage: Callable[..., None]) -> NoReturn:
     """Run the stage with the command line's flags and exit: 0 when done, a problem's status, or 130 for Ctrl-C."""
     end_when_orphaned()
-    app = App(name=f"python -m stages.{stage.__name__}", default_command=stage, result_action="return_none")
+    app = App(
+        name=f"python -m stages.{stage.__name__}",
+        default_command=stage,
+        result_action="return_none",
+        suppress_keyboard_interrupt=False,
+    )
     try:
         app()
     except Problem as problem:

@@ -107,6 +107,9 @@ def in_time(url: str) -> Any:
     def ask() -> None:
         try:
             answer.append(urllib.request.urlopen(url, timeout=TIMEOUT))  # noqa: S310, a person's own mirror
+        except HTTPError as error:
+            error.close()  # it holds the connection open
+            answer.append(error)
         except Exception as error:  # handed to the caller below
             answer.append(error)
 

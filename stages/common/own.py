@@ -53,13 +53,24 @@ def splits(own: Path) -> list[Path]:
             )
     if there and (odd := {folder.name for folder in folders(parts[0])} ^ {folder.name for folder in folders(parts[1])}):
         raise Problem(f"{own}: train/ and test/ must have the same classes; in one only: {', '.join(sorted(odd))}")
+    refuse_strays(own, there)
     return there or [own]
+
+
+def refuse_strays(own: Path, parts: list[Path]) -> None:
+    """Nothing that a person put there is passed over in silence."""
+    for part in {own, *parts}:
+        for path in sorted(part.iterdir()):
+            if path.suffix.lower() in SUFFIXES and path.is_file() and not hidden(Path(path.name)):
+                raise Problem(f"{path}: stands in no class folder; move it into the folder of its class")
+    if parts and (beside := [folder for folder in folders(own) if folder not in parts]):
+        raise Problem(f"{beside[0]}: stands beside train/ and test/; move its images into class folders of these")
 
 
 def images(own: Path, split: Path) -> Iterator[str]:
     """The image files of a split, relative to the whole folder, once each class is known to be clean."""
     for folder in folders(split):
-        files = [file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith(".")]
+        files = [file for file in sorted(folder.rglob("*")) if file.is_file() and not hidden(file.relative_to(folder))]
         if not files:
             raise Problem(f"{folder}: an empty class; add images or remove the folder")
         for file in files:
@@ -81,6 +92,10 @@ def part(folder: Path, names: list[str], classes: list[str]) -> Part:
 
 def folders(parent: Path) -> list[Path]:
     return sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def natural(name: str) -> tuple[int, int, str]:

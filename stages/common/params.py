@@ -49,7 +49,7 @@ def load(path: Path) -> dict[str, Any]:
         content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise Problem(f"{path}: there is no such params file") from None
-    except YAMLError as error:
+    except (YAMLError, UnicodeDecodeError) as error:
         raise Problem(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise Problem(f"{path}: must hold sections, each with its keys")

@@ -116,6 +116,18 @@ def test_hidden_folders_within_a_class_are_ignored(fetch: Fetch, own: Path) -> N
             ["train/cat/1.png", "train/dog/1.png", "test/readme.txt"],
             "{own}/test: no classes here; put the images of each class into a folder, as {own}/test/cat/1.png",
         ),
+        (
+            ["cat/1.png", "dog/1.png", "loose.png"],
+            "{own}/loose.png: stands in no class folder; move it into the folder of its class",
+        ),
+        (
+            ["train/cat/1.png", "train/dog/1.png", "test/cat/1.png", "test/dog/1.png", "test/loose.jpg"],
+            "{own}/test/loose.jpg: stands in no class folder; move it into the folder of its class",
+        ),
+        (
+            ["train/cat/1.png", "train/dog/1.png", "test/cat/1.png", "test/dog/1.png", "fox/1.png"],
+            "{own}/fox: stands beside train/ and test/; move its images into class folders of these",
+        ),
         ([], "{own}: there is no such folder; make it, with one folder of images for each class"),
     ],
 )
