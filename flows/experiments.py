@@ -10,7 +10,6 @@ from ruamel.yaml import YAML
 from flows.environment import overrides, run
 
 ROOT = Path(__file__).parent.parent
-SHOWN = ("evaluate.json:accuracy", "evaluate.json:accuracy_low", "evaluate.json:accuracy_high", "parity.json:flips")
 
 
 def experiments(*names: str, every: Annotated[bool, Parameter(name="--all")] = False) -> None:
@@ -34,8 +33,10 @@ def read_experiments(root: Path) -> dict[str, dict[str, Any]]:
 
 
 def start(root: Path, name: str, params: dict[str, Any]) -> int:
-    """Run one experiment; a former one of the same name on the same commit is replaced."""
-    return run(["dvc", "exp", "run", "--temp", "--force", "--name", name.replace("_", "-"), *overrides(params)], root)
+    """Run one experiment; a former one of its name is replaced."""
+    shown = name.replace("_", "-")  # DVC names experiments as git does branches
+    run(["dvc", "exp", "remove", shown], root, quiet=True)
+    return run(["dvc", "exp", "run", "--temp", "--name", shown, *overrides(params)], root)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def evaluate(
     network, header = read_weights(weights)
     check_fits(weights, header, about)
     images, labels = read_images(splits, "test"), read_labels(splits, "test")
-    hidden, probabilities = answers(network.to(prepare(machine)), images)
+    probabilities, hidden = answers(network.to(prepare(machine)), images, section.tsne_images)
     predicted = probabilities.argmax(axis=1)
     bins = quality.reliability(probabilities, labels)
     scores = quality.by_class(predicted, labels, len(about.classes))
@@ -77,7 +77,7 @@ def evaluate(
     )
     draw_first_nine(first_nine, images, labels, predicted, names)
     draw_mistakes(mistakes, images, labels, probabilities, names)
-    draw_tsne(tsne, hidden[: section.tsne_images], labels[: section.tsne_images], names)
+    draw_tsne(tsne, hidden, labels[: len(hidden)], names)
     say(f"accuracy {numbers['accuracy']:.4f} ({low:.4f} to {high:.4f}) on {len(labels)} {about.dataset} test images")
     if numbers["accuracy"] < section.min_accuracy:
         raise Problem(
@@ -87,12 +87,15 @@ def evaluate(
 
 
 @torch.no_grad()
-def answers(network: Classifier, images: NDArray[np.uint8]) -> tuple[quality.Floats, quality.Floats]:
-    """The last hidden layer and the probabilities, for all images."""
-    device = network.mean.device
-    hidden = torch.cat([network.hidden(batch.to(device)) for batch in torch.from_numpy(images).split(1000)])
-    probabilities = network.head(hidden).cpu().double().softmax(1)
-    return hidden.cpu().double().numpy(), probabilities.numpy()
+def answers(network: Classifier, images: NDArray[np.uint8], shown: int) -> tuple[quality.Floats, quality.Floats]:
+    """The probabilities of all images, and the last hidden layer of the first `shown`."""
+    logits: list[torch.Tensor] = []
+    hidden: list[torch.Tensor] = []
+    for batch in torch.from_numpy(images).split(1000):
+        features = network.hidden(batch.to(network.mean.device))
+        logits.append(network.head(features).cpu().double())
+        hidden.append(features[: max(0, shown - sum(len(part) for part in hidden))].cpu().double())
+    return torch.cat(logits).softmax(1).numpy(), torch.cat(hidden).numpy()
 
 
 def draw_first_nine(path: Path, images: Any, labels: quality.Ints, predicted: quality.Ints, names: list[str]) -> None:

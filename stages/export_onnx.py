@@ -2,21 +2,24 @@
 
 import contextlib
 import io
-import json
 import logging
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
 from stages.common.command import run, say
 from stages.common.device import prepare
+from stages.common.golden import write_golden
 from stages.common.models import Classifier
 from stages.common.onnx_file import BATCH, INPUT, IR_VERSION, LOGITS, PROBABILITIES, metadata
 from stages.common.params import Machine, Section, read_section
+from stages.common.parity import Answer
 from stages.common.splits import read_about, read_images, read_labels
 from stages.common.weights import Header, check_fits, read_weights
 from stages.common.whole import whole
@@ -41,11 +44,10 @@ def export_onnx(*, params: Path, weights: Path, splits: Path, model: Path, golde
     properties = metadata(header, weights, section.opset)
     onnx.helper.set_model_props(proto, properties)
     onnx.checker.check_model(proto, full_check=True)
-    sample = golden_sample(served, header, read_images(splits, "test"), read_labels(splits, "test"), section)
+    images, labels = read_images(splits, "test")[: section.golden], read_labels(splits, "test")[: section.golden]
     with whole(model) as beside:
         beside.write_bytes(proto.SerializeToString(deterministic=True))
-    with whole(golden) as beside:
-        beside.write_text(sample, encoding="utf-8")
+    write_golden(golden, images, labels, served.answer(images), header.classes, section.tolerance)
     say(f"{model}: {model.stat().st_size} bytes, opset {section.opset}, onnxruntime {properties['onnxruntime']}")
 
 
@@ -59,6 +61,10 @@ class Served(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.network(image)
         return logits, logits.softmax(1)
+
+    @torch.no_grad()
+    def answer(self, images: NDArray[np.uint8]) -> Answer:
+        return Answer(*(part.numpy() for part in self(torch.from_numpy(images))))
 
 
 def exported(served: Served, header: Header, opset: int) -> onnx.ModelProto:
@@ -92,26 +98,6 @@ def strip(proto: onnx.ModelProto) -> None:
         part.ClearField("metadata_props")
     graph.ClearField("value_info")
     graph.name = "classifier"
-
-
-def golden_sample(served: Served, header: Header, images: Any, labels: Any, section: ExportOnnx) -> str:
-    """JSON of the first test images, flat in the order of the input's layout, with the eager network's outputs."""
-    count = min(section.golden, len(images))
-    with torch.no_grad():
-        logits, probabilities = served(torch.from_numpy(images[:count]))
-    cases = [
-        {
-            "class": header.classes[labels[index]],
-            "predicted": header.classes[int(logits[index].argmax())],
-            "image": images[index].ravel().tolist(),
-            "logits": logits[index].tolist(),
-            "probabilities": probabilities[index].tolist(),
-        }
-        for index in range(count)
-    ]
-    shape = [header.channels, header.size, header.size]
-    lines = ",\n    ".join(json.dumps(case, ensure_ascii=False) for case in cases)
-    return f'{{\n  "image_shape": {shape},\n  "tolerance": {section.tolerance},\n  "cases": [\n    {lines}\n  ]\n}}\n'
 
 
 if __name__ == "__main__":

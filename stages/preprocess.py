@@ -1,7 +1,9 @@
 """Raw files in; checked, scaled splits out: memory-mappable uint8 images and labels, what describes them, a picture."""
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +17,7 @@ from stages.common.decoding import scaled
 from stages.common.params import Section, read_section
 from stages.common.problem import Problem
 from stages.common.raw import Part, Raw
-from stages.common.splits import ABOUT, NAMES, About, growing, read_images, read_labels, stratified
+from stages.common.splits import ABOUT, NAMES, About, Split, growing, read_images, read_labels, stratified
 from stages.common.whole import whole, write_json
 
 
@@ -35,17 +37,15 @@ def preprocess(*, params: Path, raw: Path, splits: Path, samples: Path) -> None:
     source, data = datasets.read(raw)
     classes: list[str] = source["classes"]
     train, test = held_out(data, section)
-    for part, name in ((train, "training"), (test, "test")):
-        check_labels(part, classes, name)
+    check_labels(train, classes, "training")
+    check_labels(test, classes, "test" if data.test else "held-out test (preprocess.test)")
     carved = stratified(train.labels, section.validation, section.seed)
-    if bare := set(train.labels.tolist()) - set(train.labels[~carved].tolist()):
-        names = ", ".join(classes[label] for label in sorted(bare))
-        raise Problem(f"no training image of the class {names} is left: lower preprocess.validation")
+    check_left(train.labels[~carved], classes)
     with whole(splits) as beside:
         beside.mkdir()
-        statistics = write(beside, train, np.where(carved, "validation", "train"), section)
-        statistics |= write(beside, test, np.full(len(test.labels), "test"), section)
-        about = describe(source, section, statistics)
+        kept = write(beside, train, {"train": ~carved, "validation": carved}, section)
+        kept |= write(beside, test, {"test": np.ones(len(test.labels), np.bool_)}, section)
+        about = describe(source, section, kept)
         write_json(beside / ABOUT, about.model_dump())
         draw(samples, beside, about)
     say(
@@ -79,36 +79,50 @@ def check_labels(part: Part, classes: list[str], name: str) -> None:
         raise Problem(
             f"{part.label_name(index)}: {part.labels[index]} is no class; the labels go from 0 to {len(classes) - 1}"
         )
-    counts = np.bincount(part.labels, minlength=len(classes))
-    if not counts.all():
-        empty = ", ".join(classes[label] for label in np.flatnonzero(counts == 0))
+    if empty := missing(part.labels, classes):
         raise Problem(
             f"no image of the class {empty} among the {len(part.labels)} {name} images; add some, or remove the class"
         )
 
 
-def write(folder: Path, part: Part, split_of: NDArray[np.str_], section: Preprocess) -> dict[str, Any]:
-    """Stream the images into the files of their splits; gives each split's labels and histogram of pixels."""
-    statistics: dict[str, Any] = {}
+def check_left(labels: NDArray[Any], classes: list[str]) -> None:
+    if empty := missing(labels, classes):
+        raise Problem(f"no training image of the class {empty} is left: lower preprocess.validation")
+
+
+def missing(labels: NDArray[Any], classes: list[str]) -> str:
+    counts = np.bincount(labels, minlength=len(classes))
+    return ", ".join(classes[label] for label in np.flatnonzero(counts == 0))
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is known of a split once it is written."""
+
+    by_class: NDArray[np.int64]  # images of each class
+    histogram: NDArray[np.int64]  # (channels, 256): pixels of each value
+
+
+def write(folder: Path, part: Part, members: dict[Split, NDArray[np.bool_]], section: Preprocess) -> dict[Split, Kept]:
+    """Stream the images into the files of the splits that they are members of."""
+    kept: dict[Split, Kept] = {}
     shape = (section.channels, section.size, section.size)
     with ExitStack() as stack:
         files = {}
-        for split in sorted(set(split_of) | ({"train", "validation"} if "test" not in split_of else set())):
-            labels = part.labels[split_of == split]
+        for split, chosen in members.items():
+            labels = part.labels[chosen]
             np.save(folder / f"{split}-labels.npy", labels)
-            statistics[split] = (labels, np.zeros((section.channels, 256), np.int64))
-            array = growing(folder / f"{split}-images.npy", (len(labels), *shape), "u1")
-            files[split] = stack.enter_context(array)
+            kept[split] = Kept(np.bincount(labels), np.zeros((section.channels, 256), np.int64))
+            files[split] = stack.enter_context(growing(folder / f"{split}-images.npy", (len(labels), *shape), "u1"))
         start = 0
         for block in planes(part, section):
-            members = split_of[start : start + len(block)]
-            for split in files:
-                chosen = block[members == split]
-                files[split].write(chosen)
-                for channel, counts in enumerate(statistics[split][1]):
-                    counts += np.bincount(chosen[:, channel].ravel(), minlength=256)
+            for split, chosen in members.items():
+                images = block[chosen[start : start + len(block)]]
+                files[split].write(images)
+                for channel, counts in enumerate(kept[split].histogram):
+                    counts += np.bincount(images[:, channel].ravel(), minlength=256)
             start += len(block)
-    return statistics
+    return kept
 
 
 def planes(part: Part, section: Preprocess) -> Iterator[NDArray[np.uint8]]:
@@ -123,13 +137,13 @@ def planes(part: Part, section: Preprocess) -> Iterator[NDArray[np.uint8]]:
         yield np.ascontiguousarray(block[:, None] if section.channels == 1 else np.moveaxis(block, -1, 1))
 
 
-def describe(source: dict[str, Any], section: Preprocess, statistics: dict[str, Any]) -> About:
-    histogram = statistics["train"][1]
-    if ((histogram > 0).sum(axis=1) == 1).any():  # nothing to learn, and a deviation of 0 to divide by
+def describe(source: dict[str, Any], section: Preprocess, kept: dict[Split, Kept]) -> About:
+    mean, std = zip(*(mean_and_std(counts) for counts in kept["train"].histogram), strict=True)
+    if 0 in std:
         raise Problem("the training images are flat: one channel has the same value in every pixel of every image")
-    pixels, levels = histogram.sum(axis=1), np.arange(256) / 255
-    mean = histogram @ levels / pixels
-    std = np.sqrt(histogram @ levels**2 / pixels - mean**2)
+    by_class = {
+        name: np.pad(part.by_class, (0, len(source["classes"]) - len(part.by_class))) for name, part in kept.items()
+    }
     return About(
         dataset=source["dataset"],
         origin=source["origin"],
@@ -137,13 +151,20 @@ def describe(source: dict[str, Any], section: Preprocess, statistics: dict[str, 
         classes=source["classes"],
         channels=section.channels,
         size=section.size,
-        counts={name: len(statistics[name][0]) for name in NAMES},
-        counts_by_class={
-            name: np.bincount(statistics[name][0], minlength=len(source["classes"])).tolist() for name in NAMES
-        },
-        mean=mean.tolist(),
-        std=std.tolist(),
+        counts={name: int(by_class[name].sum()) for name in NAMES},
+        counts_by_class={name: by_class[name].tolist() for name in NAMES},
+        mean=list(mean),
+        std=list(std),
     )
+
+
+def mean_and_std(histogram: NDArray[np.int64]) -> tuple[float, float]:
+    """Of pixels in 0..1; summed in whole numbers, so that they are the same everywhere."""
+    counts = [int(count) for count in histogram]
+    number = sum(counts)
+    total = sum(count * value for value, count in enumerate(counts))
+    squares = sum(count * value * value for value, count in enumerate(counts))
+    return total / number / 255, math.sqrt(number * squares - total * total) / number / 255
 
 
 def draw(path: Path, folder: Path, about: About) -> None:

@@ -135,7 +135,7 @@ def fit(
                 best = {"accuracy": measured[1], "weights": copied(network)}
         if checkpoint.due():
             state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "best": best}
-            checkpoint.save({"steps": step + 1, "history": history.state(step, rate), **state})
+            checkpoint.save({"steps": step + 1, "history": history.state(), **state})
     if best:
         network.load_state_dict(best["weights"])
     if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):

@@ -95,13 +95,13 @@ def test_the_file_is_the_network_in_every_configuration(made: Path, tmp_path: Pa
     assert 0 <= report["logits_p999"] <= report["logits_max"] < 1e-4
     rows = table(tmp_path)
     ways = [(row["engine"], row["level"], row["threads"], row["batch"], row["images"]) for row in rows]
-    levels = ["ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL"]
+    levels = ["ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_LAYOUT", "ORT_ENABLE_ALL"]
     whole = [("onnxruntime", level, "1", "1000", "200") for level in levels]
     parts = [
         ("onnxruntime", "ORT_ENABLE_ALL", threads, str(batch), "1000") for batch in batches for threads in ("1", "2")
     ]
     assert ways == [*whole, *parts, ("reference evaluator", "none", "1", "8", "8")]
-    assert len({row["configuration"] for row in rows}) == len(rows) == report["configurations"] == 15
+    assert len({row["configuration"] for row in rows}) == len(rows) == report["configurations"] == 16
     assert {row["provider"] for row in rows[:-1]} == {"CPUExecutionProvider"}
     assert max(float(row["logits_max"]) for row in rows) == report["logits_max"]
     assert {row["flips"] for row in rows} == {"0"}
@@ -121,7 +121,7 @@ def test_one_weight_nudged_fails_the_gate(name: str, changed: Any, made: Path, t
     assert "logits off by" in report["reasons"][0]
     assert "more than atol 0.0001" in report["reasons"][0]
     assert report["logits_max"] > 1e-4
-    assert len(table(tmp_path)) == report["configurations"] == 7
+    assert len(table(tmp_path)) == report["configurations"] == 8
 
 
 def test_the_command_fails_in_one_line_with_the_report_written(
@@ -408,7 +408,7 @@ def test_a_test_split_smaller_than_the_sample_is_filled_up(made: Path, tmp_path:
         np.save(splits / f"test-{name}.npy", np.load(made / "splits" / f"test-{name}.npy")[:11])
     report = validated(tmp_path, params({**FEW, "validate_parity.sample": 1500}), made, splits=splits)
     assert report["same"] is True
-    assert [row["images"] for row in table(tmp_path)] == ["11"] * 4 + ["1500"] * 2 + ["1"]
+    assert [row["images"] for row in table(tmp_path)] == ["11"] * 5 + ["1500"] * 2 + ["1"]
 
 
 @pytest.mark.parametrize(

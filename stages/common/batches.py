@@ -20,12 +20,9 @@ class Batches:
     def at(self, step: int) -> tuple[Tensor, Tensor]:
         """The images and labels of a step, on the device."""
         epoch, index = divmod(step, self.per_epoch)
-        if self.shuffle:
-            members = self.shuffled(epoch).tensor_split(self.per_epoch)[index]
-            images, labels = self.images[members], self.labels[members]
-        else:
-            images, labels = (part.tensor_split(self.per_epoch)[index] for part in (self.images, self.labels))
-        return images.to(self.device), labels.to(self.device)
+        start, stop = (len(self.images) * part // self.per_epoch for part in (index, index + 1))
+        members = self.shuffled(epoch)[start:stop] if self.shuffle else slice(start, stop)
+        return self.images[members].to(self.device), self.labels[members].to(self.device)
 
     def shuffled(self, epoch: int) -> Tensor:
         if self.order is None or self.order[0] != epoch:

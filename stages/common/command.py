@@ -12,7 +12,7 @@ from cyclopts import App
 
 from stages.common.problem import Problem
 
-RESTORE = "DVC removed this stage's former outputs before it ran it: `dvc checkout` and `git checkout` bring them back."
+RESTORE = "If DVC removed this stage's former outputs, `dvc checkout` and `git checkout` bring them back."
 
 
 def run(stage: Callable[..., None]) -> NoReturn:
@@ -40,6 +40,8 @@ def run(stage: Callable[..., None]) -> NoReturn:
 def end_when_orphaned(interval: float = 0.2) -> None:
     """Exit soon after the process that started this one is gone: a killed `dvc repro` leaves no stage behind."""
     chain = ancestors()
+    if "DVC_STAGE" in os.environ and any(adopted(parent) for _, parent in chain):
+        end()
     threading.Thread(target=watch, args=(chain, interval), name="orphan-watch", daemon=True).start()
 
 
@@ -48,7 +50,7 @@ def ancestors() -> list[tuple[psutil.Process, int]]:
     process = psutil.Process()
     chain = [(process, process.ppid())]
     while "DVC_STAGE" in os.environ and (shell := process.parent()) and shell.name() in ("sh", "bash", "dash", "zsh"):
-        if shell.ppid() <= 1:
+        if shell.pid == 1:
             break
         chain.append((shell, shell.ppid()))
         process = shell
@@ -58,8 +60,20 @@ def ancestors() -> list[tuple[psutil.Process, int]]:
 def watch(chain: list[tuple[psutil.Process, int]], interval: float) -> None:
     while all(alive_under(process, parent) for process, parent in chain):
         time.sleep(interval)
+    end()
+
+
+def end() -> NoReturn:
     print("the process that started this stage is gone: the stage ends too", file=sys.stderr, flush=True)
     os._exit(1)  # outputs appear whole, by rename: there is nothing to clean up
+
+
+def adopted(parent: int) -> bool:
+    """Whether DVC was gone before this watch began: who adopts orphans is not of DVC's process group."""
+    try:
+        return os.getpgid(parent) != os.getpgrp()
+    except (ProcessLookupError, PermissionError):
+        return True
 
 
 def alive_under(process: psutil.Process, parent: int) -> bool:

@@ -23,18 +23,17 @@ def decoded(path: Path, channels: int) -> Chunk:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise Problem(f"{path}: not a readable image ({' '.join(str(error).split())}); replace or remove it") from None
     if image.mode[0] in "IF":
-        return colored(eight_bits(np.asarray(image, np.float64)), channels)
+        return colored(eight_bits(np.asarray(image, np.float64), deep=image.mode.startswith("I;16")), channels)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.asarray(image.convert("L" if channels == 1 else "RGB"), np.uint8)
 
 
-def eight_bits(deep: NDArray[np.float64]) -> Chunk:
-    """Greys of 16 bits, or of 0..1, brought to 0..255; greys that fit stay as they are."""
-    top = deep.max(initial=0.0)
-    scale = 255.0 if top <= 1 else 1.0 if top <= 255 else 255 / 65535
-    return np.clip(np.round(deep * scale), 0, 255).astype(np.uint8)
+def eight_bits(grey: NDArray[np.float64], deep: bool) -> Chunk:
+    """Greys of 16 bits brought to 0..255. Modes of 32 bits do not say their range: it is 0..1, 0..255 or 0..65535."""
+    top = 65535 if deep else next((top for top in (1, 255) if grey.max(initial=0.0) <= top), 65535)
+    return np.clip(np.round(grey * (255 / top)), 0, 255).astype(np.uint8)
 
 
 def scaled(image: Chunk, size: int) -> Chunk:

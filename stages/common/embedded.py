@@ -38,7 +38,7 @@ class Embedded:
             )
         grey = np.round(images * (255 / LEVELS)).astype(np.uint8)
         part = Part(
-            labels=labels.astype(np.int64),
+            labels=labels,
             images=lambda channels: iter([colored(grey, channels)]),
             name=lambda index: f"{folder / 'images.npy'}, image {index}",
             label_name=lambda index: f"{folder / 'labels.npy'}, label {index}",

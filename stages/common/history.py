@@ -21,27 +21,30 @@ class History:
         self.points = min(points, steps)
         self.rows: list[list[Any]] = []
         self.sums = [0.0, 0.0, 0.0]  # loss, hits and images since the last row
-        self.unseen: list[tuple[Tensor, Tensor]] = []  # loss and hits of each step since the last look
+        self.unseen: list[tuple[int, float, Tensor, Tensor]] = []  # step, rate, loss and hits since the last look
 
     def note(self, step: int, rate: float, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Remember a step's training loss and hits."""
-        self.unseen.append((loss.detach() * len(labels), (logits.detach().argmax(1) == labels).sum()))
+        hits = (logits.detach().argmax(1) == labels).sum()
+        self.unseen.append((step + 1, rate, loss.detach() * len(labels), hits))
         self.sums[2] += len(labels)
         if len(self.unseen) == LOOK:
-            self.look(step, rate)
+            self.look()
 
-    def look(self, step: int, rate: float) -> None:
+    def look(self) -> None:
+        """Add up what was remembered; a loss that is not finite ends the training."""
         if not self.unseen:
             return
-        losses = torch.stack([loss for loss, _ in self.unseen]).double().cpu()
-        if not losses.isfinite().all():
-            wrong = step + 2 - len(losses) + int(losses.isfinite().logical_not().nonzero()[0])
+        steps, rates, *parts = zip(*self.unseen, strict=True)
+        losses, hits = (torch.stack(part).double().cpu() for part in parts)
+        if len(wrong := losses.isfinite().logical_not().nonzero()):
+            first = int(wrong[0])
             raise Problem(
-                f"the loss is not finite at step {wrong} of {self.steps}, where the learning rate is about {rate:.3g}: "
+                f"the loss is not finite at step {steps[first]} of {self.steps}, learning rate {rates[first]:.3g}: "
                 "lower train.learning_rate"
             )
         self.sums[0] += float(losses.sum())
-        self.sums[1] += float(sum(int(hits) for _, hits in self.unseen))
+        self.sums[1] += float(hits.sum())
         self.unseen = []
 
     def due(self, step: int) -> bool:
@@ -50,7 +53,7 @@ class History:
 
     def add(self, step: int, rate: float, monitored: tuple[float, float] | None) -> None:
         """Add the row of this step, with the loss and accuracy of the monitored split, and rewrite the file."""
-        self.look(step, rate)
+        self.look()
         loss, hits, images = self.sums
         self.sums = [0.0, 0.0, 0.0]
         row: list[Any] = [step + 1, round((step + 1) / self.per_epoch, 4), float(f"{rate:.6g}")]
@@ -65,8 +68,8 @@ class History:
     def write(self) -> None:
         write_csv(self.path, COLUMNS, self.rows)
 
-    def state(self, step: int, rate: float) -> dict[str, Any]:
-        self.look(step, rate)
+    def state(self) -> dict[str, Any]:
+        self.look()
         return {"rows": self.rows, "sums": self.sums}
 
     def restore(self, state: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from urllib.error import HTTPError
 from tqdm import tqdm
 
 from stages.common.command import say
-from stages.common.problem import Unavailable
+from stages.common.problem import Problem, Unavailable
 from stages.common.whole import whole
 
 TIMEOUT = 4.0  # seconds to connect, and for each read
@@ -77,8 +77,8 @@ def deliver(mirror: str, file: File, target: Path) -> None:
     """Write the mirror's copy to the target if it has the checksum of the published file."""
     with whole(target) as beside:
         try:
-            with opened(mirror, file.name) as (source, size), beside.open("wb") as sink:
-                copy(source, sink, size, file.name)
+            with opened(mirror, file.name) as (source, size):
+                copy(source, beside, size, file.name)
         except (HTTPError, HTTPException, FileNotFoundError, ValueError) as error:  # ValueError: not a URL
             raise Wrong(f"{file.name}: {error}") from None
         except OSError as error:
@@ -123,16 +123,18 @@ def in_time(url: str) -> Any:
     return answer[0]
 
 
-def copy(source: IO[bytes], sink: IO[bytes], size: int | None, name: str) -> None:
-    with tqdm(total=size, desc=name, unit="B", unit_scale=True, leave=False, disable=None) as bar:
-        for block in blocks(source):
-            sink.write(block)
+def copy(source: IO[bytes], path: Path, size: int | None, name: str) -> None:
+    with (
+        tqdm(total=size, desc=name, unit="B", unit_scale=True, leave=False, disable=None) as bar,
+        path.open("wb") as sink,
+    ):
+        while block := source.read(BLOCK):
+            try:
+                sink.write(block)
+                sink.flush()
+            except OSError as error:  # the disk's fault, not the mirror's
+                raise Problem(f"{path}: cannot be written: {error}") from None
             bar.update(len(block))
-
-
-def blocks(source: IO[bytes]) -> Iterator[bytes]:
-    while block := source.read(BLOCK):
-        yield block
 
 
 def md5(path: Path) -> str:

@@ -57,3 +57,32 @@ def read_model(path: Path) -> onnx.ModelProto:
     if not model.graph.node:
         raise Problem(f"{path}: not an ONNX file with a graph; run `dvc repro -f export_onnx`")
     return model
+
+
+def wrong_declarations(proto: onnx.ModelProto, header: Header, weights: Path) -> list[str]:
+    """What the file says of itself, against what it must say."""
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        return [f"ONNX's checker refuses it: {' '.join(str(error).split())}"]
+    image, classes = [header.channels, header.size, header.size], [len(header.classes)]
+    wanted = {INPUT: ("UINT8", image), LOGITS: ("FLOAT", classes), PROBABILITIES: ("FLOAT", classes)}
+    found = {value.name: value.type.tensor_type for value in (*proto.graph.input, *proto.graph.output)}
+    wrong = [] if list(found) == list(wanted) else [f"inputs and outputs {list(found)} where {list(wanted)} should be"]
+    for name in wanted.keys() & found.keys():
+        dtype = onnx.TensorProto.DataType.Name(found[name].elem_type)
+        first, *rest = found[name].shape.dim or [onnx.TensorShapeProto.Dimension()]
+        if not first.dim_param:
+            wrong.append(f"the batch axis of {name} is not symbolic")
+        if (dtype, [dim.dim_value for dim in rest]) != wanted[name]:
+            wrong.append(f"{name} is {dtype} {[dim.dim_value for dim in rest]} where {wanted[name]} should be")
+    opsets = {entry.domain: entry.version for entry in proto.opset_import}
+    if set(opsets) != {""} or IR_VERSION.get(opsets[""]) != proto.ir_version:
+        return [*wrong, f"operator sets {opsets} with IR version {proto.ir_version}: not one that export_onnx writes"]
+    properties = {entry.key: entry.value for entry in proto.metadata_props}
+    for key, value in metadata(header, weights, opsets[""]).items():
+        if properties.get(key) != value:
+            wrong.append(f"its metadata {key} is {properties.get(key)!r} where {value!r} should be")
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in proto.graph.initializer):
+        wrong.append("it keeps data in another file")
+    return wrong

@@ -59,7 +59,7 @@ def splits(own: Path) -> list[Path]:
 
 def refuse_strays(own: Path, parts: list[Path]) -> None:
     """Nothing that a person put there is passed over in silence."""
-    for part in {own, *parts}:
+    for part in dict.fromkeys([own, *parts]):
         for path in sorted(part.iterdir()):
             if path.suffix.lower() in SUFFIXES and path.is_file() and not hidden(Path(path.name)):
                 raise Problem(f"{path}: stands in no class folder; move it into the folder of its class")
@@ -83,7 +83,7 @@ def images(own: Path, split: Path) -> Iterator[str]:
 
 def part(folder: Path, names: list[str], classes: list[str]) -> Part:
     return Part(
-        labels=np.array([classes.index(Path(name).parent.name) for name in names], np.int64),
+        labels=np.array([classes.index(Path(name).parent.name) for name in names], np.int32),
         images=lambda channels: (decoded(folder / name, channels)[None] for name in names),
         name=lambda index: str(folder / names[index]),
         label_name=lambda index: str(folder / names[index]),

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
+NOISES = 16
+EDGES = 9 + NOISES  # edge images in all
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def edge_images(channels: int, size: int, seed: int) -> NDArray[np.uint8]:
         pixel = np.zeros((size, size), np.uint8)
         pixel[row, column] = 255
         flat.append(pixel)
-    noise = np.random.Generator(np.random.PCG64(seed)).integers(0, 256, (16, channels, size, size), dtype=np.uint8)
+    noise = np.random.Generator(np.random.PCG64(seed)).integers(0, 256, (NOISES, channels, size, size), dtype=np.uint8)
     return np.concatenate([np.repeat(np.stack(flat)[:, None], channels, axis=1), noise])
 
 
@@ -79,3 +81,11 @@ def sample(images: NDArray[np.uint8], count: int, seed: int) -> NDArray[np.uint8
     missing = count - len(edges) - len(chosen)
     noise = generator.integers(0, 256, (missing, *images.shape[1:]), dtype=np.uint8)
     return np.concatenate([edges, images[np.sort(chosen)], noise])
+
+
+def few(sampled: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
+    """Some of a sample: half of them edge images, as far as there are."""
+    edges = np.arange(0, EDGES, 2)[: count // 2]
+    others = np.linspace(EDGES, len(sampled) - 1, count - len(edges)).astype(int)
+    chosen: NDArray[np.uint8] = sampled[np.concatenate([edges, others])]
+    return chosen

@@ -1,4 +1,4 @@
-"""Grids of captioned images, drawn with pillow."""
+"""Pictures for people: grids of captioned images, and points of the plane by class."""
 
 import warnings
 from collections.abc import Sequence

@@ -45,7 +45,7 @@ class Published:
         if counts[0] != counts[1]:
             raise Problem(f"{images} holds {counts[0]} images, but {labels} {counts[1]} labels; {AGAIN}")
         return Part(
-            labels=np.concatenate([np.empty(0, np.int64), *idx.blocks(labels, 1)], dtype=np.int64),
+            labels=np.concatenate([np.empty(0, np.uint8), *idx.blocks(labels, 1)]),
             images=lambda channels: (colored(block, channels) for block in idx.blocks(images, 3)),
             name=lambda index: f"{images}, image {index}",
             label_name=lambda index: f"{labels}, label {index}",

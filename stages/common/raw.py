@@ -16,7 +16,7 @@ AGAIN = "run `dvc repro -f download` to fetch it again"
 class Part:
     """Labelled images; `name` and `label_name` say where the image or label of an index stands."""
 
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]  # whole numbers, of as few bytes as the data set needs
     images: Callable[[int], Iterator[Chunk]]  # takes the channels, 1 or 3; gives images in the order of the labels
     name: Callable[[int], str]
     label_name: Callable[[int], str]

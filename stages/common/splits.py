@@ -88,7 +88,7 @@ def growing(path: Path, shape: tuple[int, ...], dtype: str) -> Iterator[Growing]
     assert array.missing == 0, f"{path}: {array.missing} numbers short of its shape"
 
 
-def stratified(labels: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.bool_]:
+def stratified(labels: NDArray[Any], fraction: float, seed: int) -> NDArray[np.bool_]:
     """True for a seeded share of the items: the same share of each class, as near as whole numbers allow."""
     shares = np.bincount(labels) * fraction
     quota = np.floor(shares).astype(int)
@@ -96,6 +96,6 @@ def stratified(labels: NDArray[np.int64], fraction: float, seed: int) -> NDArray
     quota[np.argsort(quota - shares, kind="stable")[:missing]] += 1  # to the largest remainders
     taken = np.zeros(len(labels), np.bool_)
     for label, number in enumerate(quota):
-        members = np.flatnonzero(labels == label).tolist()
-        taken[random.Random(f"{seed}/{label}").sample(members, number)] = True
+        members = np.flatnonzero(labels == label)
+        taken[members[random.Random(f"{seed}/{label}").sample(range(len(members)), number)]] = True
     return taken

@@ -18,8 +18,13 @@ def whole(path: Path) -> Iterator[Path]:
     try:
         yield beside
         if path.is_dir():
-            remove(path)
-        beside.replace(path)
+            former = path.with_name(f".{path.name}.former.partial")
+            remove(former)
+            path.rename(former)
+            beside.rename(path)
+            remove(former)
+        else:
+            beside.replace(path)
     finally:
         remove(beside)
 

@@ -37,7 +37,7 @@ def test_images_stay_with_their_labels_and_stay_uint8(shuffle: bool) -> None:
 
 def test_without_shuffling_the_order_is_that_of_the_data() -> None:
     data = batches(10, 4, shuffle=False)
-    assert [data.at(step)[1].tolist() for step in range(3)] == [[0, 1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    assert [data.at(step)[1].tolist() for step in range(3)] == [[0, 1, 2], [3, 4, 5], [6, 7, 8, 9]]
 
 
 def test_shuffling_gives_each_epoch_its_own_order() -> None:

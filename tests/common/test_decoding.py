@@ -76,9 +76,9 @@ def test_greys_of_sixteen_bits_keep_their_order_and_range(tmp_path: Path) -> Non
     np.testing.assert_array_equal(decoded(tmp_path / "picture.png", 3), np.repeat(GREY[..., None], 3, axis=-1))
 
 
-def test_eight_bits_in_a_file_of_sixteen_stay_as_they_are(tmp_path: Path) -> None:
-    Image.fromarray(GREY.astype(np.uint16)).save(tmp_path / "picture.png")
-    np.testing.assert_array_equal(decoded(tmp_path / "picture.png", 1), GREY)
+def test_sixteen_bits_are_scaled_by_their_range_and_not_by_the_brightest_pixel(tmp_path: Path) -> None:
+    Image.fromarray(GREY.astype(np.uint16) * 128).save(tmp_path / "picture.png")
+    np.testing.assert_array_equal(decoded(tmp_path / "picture.png", 1), np.round(GREY.astype(float) * 128 / 257))
 
 
 @pytest.mark.parametrize(

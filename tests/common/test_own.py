@@ -173,7 +173,10 @@ def test_preprocess_names_the_class_with_too_few_images(
     fetch: Fetch, own: Path, params: Params, tmp_path: Path
 ) -> None:
     add(own, *(f"cat/{number}.png" for number in range(9)), "dog/1.png")
-    with pytest.raises(Problem, match=r"no image of the class dog among the 3 test images; add some, or remove"):
+    with pytest.raises(
+        Problem,
+        match=r"no image of the class dog among the 3 held-out test \(preprocess\.test\) images; add some, or remove",
+    ):
         counts(params, fetch(), tmp_path)
 
 

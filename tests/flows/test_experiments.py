@@ -25,5 +25,5 @@ def test_all_of_them_run_as_experiments_and_a_failed_one_is_named(project: Path)
     done = run(project, sys.executable, "-m", "flows.experiments", "--all", status=1)
     assert "experiments: failed: hopeless" in done.stderr
     assert "other-seed" in done.stdout
-    assert ",other-seed," in dvc(project, "exp", "show", "--csv").stdout
+    assert "\nother-seed," in dvc(project, "exp", "show", "--csv").stdout
     assert run(project, "git", "status", "--porcelain").stdout == ""

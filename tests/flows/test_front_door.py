@@ -35,7 +35,7 @@ def test_it_ends_with_the_result_as_a_short_table(project: Path) -> None:
     assert done.returncode == 0, done.stderr
     table = done.stdout[done.stdout.rindex("\n  data set") :]
     assert table.split()[2] == "digits"
-    for word in ("accuracy", "95 % interval", "parity     proven: 15 configurations", "data/model/model.onnx"):
+    for word in ("accuracy", "95 % interval", "parity     proven: 16 configurations", "data/model/model.onnx"):
         assert word in table
 
 
