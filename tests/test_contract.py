@@ -176,7 +176,7 @@ def state():
                if isinstance(log, logging.Logger) and log.level}}
     return (torch.get_rng_state().tolist(), numpy.random.get_state()[1].tolist(), random.getstate(), dict(os.environ),
             torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), str(torch.get_default_device()),
-            loggers, logging.root.handlers, threading.active_count())
+            loggers, list(logging.root.handlers), logging.root.level, threading.active_count())
 before = state()
 def refuse(*_, **__): raise AssertionError("a folder made at import")
 os.mkdir = os.makedirs = pathlib.Path.mkdir = refuse
