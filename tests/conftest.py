@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parent.parent
 # Quick, and one thread for each of the two test processes.
 QUICK: dict[str, Any] = {
+    "download.dataset": "mnist",
     "machine.device": "cpu",
     "machine.threads": 1,
     "preprocess.validation": 0.1,

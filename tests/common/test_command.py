@@ -19,8 +19,10 @@ from stages.common.problem import Problem, Unavailable
 pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens")
 
 STAGE = """
-import os, time
+import os, signal, sys, time
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born deaf to it
+time.sleep(float(os.environ.get("IMPORTING", 0)))
 from stages.common.command import run
 
 def sleepy(*, pid: Path) -> None:
@@ -134,6 +136,19 @@ def test_ctrl_c_ends_it_with_130(tmp_path: Path) -> None:
     assert child.returncode == 130
     assert "Traceback" not in errors
     assert errors == "sleepy: interrupted\n"
+
+
+def test_a_stage_of_dvc_ends_also_when_dvc_was_killed_while_it_was_still_importing(tmp_path: Path) -> None:
+    (tmp_path / "stage.py").write_text(STAGE)
+    words = [sys.executable, str(tmp_path / "stage.py"), "--pid", str(tmp_path / "pid")]
+    program = f"import subprocess; child = subprocess.Popen({words!r}); print(child.pid, flush=True); child.wait()"
+    more = environment(DVC_STAGE="sleepy", IMPORTING="2")
+    with subprocess.Popen([sys.executable, "-c", program], env=more, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout
+        stage = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+    stage.wait(timeout=30)
+    assert not (tmp_path / "pid").exists(), "it worked on"
 
 
 @pytest.mark.parametrize("shell", [False, True], ids=["directly", "by a shell of DVC"])
