@@ -10,6 +10,8 @@ from ruamel.yaml import YAML
 from flows.environment import overrides, run
 
 ROOT = Path(__file__).parent.parent
+# The columns of `dvc exp show` that tell recipes apart; it shows all others without --drop.
+SHOWN = r"Experiment|.*evaluate\S*:accuracy$|accuracy_(low|high)$|train\.(model|epochs|batch|optimizer|learning_rate)$"
 
 
 def experiments(*names: str, every: Annotated[bool, Parameter(name="--all")] = False) -> None:
@@ -21,7 +23,7 @@ def experiments(*names: str, every: Annotated[bool, Parameter(name="--all")] = F
         print(f"experiments: {what}; experiments.yaml has {', '.join(known)}", file=sys.stderr)
         sys.exit(1)
     failed = [name for name in (known if every else names) if start(ROOT, name, known[name])]
-    run(["dvc", "exp", "show", "--no-pager", "--only-changed", "--drop", "stages|data|Created|requirements"], ROOT)
+    run(["dvc", "exp", "show", "--no-pager", "--md", "--only-changed", "--drop", f"^(?!{SHOWN})"], ROOT)
     if failed:
         print(f"experiments: failed: {', '.join(failed)}", file=sys.stderr)
         sys.exit(1)
