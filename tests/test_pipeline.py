@@ -213,7 +213,7 @@ def test_killing_train_or_dvc_changes_no_byte_and_never_lets_two_trains_run(proj
         repro.kill()
     with subprocess.Popen(["dvc", "repro"], cwd=project, env=environment()) as again:
         while again.poll() is None:
-            assert len(trains(project)) <= 2  # one that ends because its dvc is gone, one that waits for its lock
+            assert len(trains(project)) <= 1  # the orphan is gone before the next one starts
             time.sleep(0.05)
         assert again.returncode == 0
     assert trains(project) == []
