@@ -3,7 +3,7 @@ PYTHON ?= python3
 SHELL := /bin/sh
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all test-ci lint check-lock experiments lock clean
+.PHONY: help setup run test test-all test-ci lint check-lock serve-flows experiments lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -38,6 +38,9 @@ check-lock: setup  ## see that dvc.lock is of what is committed: in a fresh clon
 lint: setup  ## ruff and mypy
 	ruff check . && ruff format --check . && mypy
 
+serve-flows: setup  ## serve the deployments of prefect.yaml and their schedules, without a worker or a pool
+	@python -m flows.serve
+
 experiments: setup  ## NAMES="reference_a reference_b" or NAMES=--all: run sets of experiments.yaml and show them
 	@python -m flows.experiments $(NAMES)
 
@@ -46,5 +49,5 @@ lock: setup  ## make requirements.lock anew from the ranges in pyproject.toml
 	  --upgrade --extra pipeline --extra service --group dev -o requirements.lock pyproject.toml
 
 clean:  ## remove the environment and what tools left; data and DVC's cache stay
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .coverage dvc_plots build *.egg-info data/checkpoints
+	rm -rf logs .venv .pytest_cache .mypy_cache .ruff_cache .coverage dvc_plots build *.egg-info data/checkpoints
 	find stages flows tests -name __pycache__ -prune -exec rm -rf {} +

@@ -11,6 +11,7 @@ def environment() -> dict[str, str]:
     """This process's own, with its Python's folder first on PATH: a stage's `python` is the one that runs this."""
     return {
         **os.environ,
+        "PYTHONUNBUFFERED": "1",  # lines appear when they are written, also in a pipe
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
     }
 

@@ -1,45 +1,129 @@
-"""Named sets of params, from experiments.yaml, run as DVC experiments and shown."""
+"""Named sets of params, or all points of a grid, run as DVC experiments: `make experiments`, and the flow `sweep`."""
 
+import asyncio
+import csv
+import itertools
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
+from prefect import State, Task, flow, get_run_logger
+from prefect.artifacts import acreate_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed, Failed
 from ruamel.yaml import YAML
 
+from flows.dvc import dvc
 from flows.environment import overrides, run
+from flows.param_file import changed, parsed
+from flows.parameters import check
+from flows.problem import Problem
+from flows.terminal import main, run_here
 
 ROOT = Path(__file__).parent.parent
+KEY = "lockstep-sweep"
 # The columns of `dvc exp show` that tell recipes apart; it shows all others without --drop.
 SHOWN = r"Experiment|.*evaluate\S*:accuracy$|accuracy_(low|high)$|train\.(model|epochs|batch|optimizer|learning_rate)$"
+Points = dict[str, dict[str, Any]]  # the params of each experiment, by its name
 
 
-def experiments(*names: str, every: Annotated[bool, Parameter(name="--all")] = False) -> None:
-    """Run the experiments NAMES of experiments.yaml, or --all of them, each in a copy; then show the table."""
+@flow(name="lockstep-sweep", persist_result=False)
+async def sweep(names: list[str] | None = None, grid: dict[str, list[Any]] | None = None, limit: int = 1) -> State[Any]:
+    """Run sets of experiments.yaml, and every point of a grid, each as a DVC experiment in a copy of HEAD.
+
+    Args:
+        names: sets of experiments.yaml
+        grid: values to combine, by param, as in {"train.epochs" - [1, 2], "train.seed" - [0, 1, 2]}
+        limit: how many run side by side
+    """
+    log, turn = get_run_logger(), asyncio.Semaphore(limit)
+    try:
+        points = chosen(names or [], grid or {})
+        for params in points.values():
+            await check(ROOT, changed(ROOT / "params.yaml", params), sorted({name.split(".")[0] for name in params}))
+    except Problem as problem:
+        log.error(str(problem))
+        return Failed(message=str(problem))
+    states = dict(zip(points, await asyncio.gather(*(point(*item, turn) for item in points.items())), strict=True))
+    await acreate_table_artifact(await results(list(points)), KEY, ", ".join(points))
+    failed = [name for name, state in states.items() if not state.is_completed()]
+    if failed:
+        return Failed(message=f"failed: {', '.join(failed)}")
+    return Completed(message=f"{len(points)} experiments: {', '.join(points)}")
+
+
+async def point(name: str, params: dict[str, Any], turn: asyncio.Semaphore) -> State[Any]:
+    """The task run of one experiment; a former one of its name is replaced."""
+
+    async def experiment() -> State[Any]:
+        async with turn:
+            log = get_run_logger()
+            await dvc(["exp", "remove", name], ROOT)
+            done = await dvc(["exp", "run", "--temp", "--name", name, *overrides(params)], ROOT, say=log.info)
+        return (
+            Failed(message="\n".join(done.lines[-10:])) if done.status else Completed(message=f"dvc exp apply {name}")
+        )
+
+    run: Any = Task(experiment, name="experiment", task_run_name=name, cache_policy=NO_CACHE)
+    state: State[Any] = await run(return_state=True)
+    return state
+
+
+def chosen(names: list[str], grid: Mapping[str, list[Any]]) -> Points:
+    """DVC names experiments as git does branches."""
     known = read_experiments(ROOT)
     unknown = [name for name in names if name not in known]
-    if unknown or not (names or every):
-        what = f"unknown experiments: {', '.join(unknown)}" if unknown else "name the experiments to run, or --all"
-        print(f"experiments: {what}; experiments.yaml has {', '.join(known)}", file=sys.stderr)
-        sys.exit(1)
-    failed = [name for name in (known if every else names) if start(ROOT, name, known[name])]
-    run(["dvc", "exp", "show", "--no-pager", "--md", "--only-changed", "--drop", f"^(?!{SHOWN})"], ROOT)
-    if failed:
-        print(f"experiments: failed: {', '.join(failed)}", file=sys.stderr)
-        sys.exit(1)
+    if unknown or not (names or grid):
+        what = f"unknown experiments: {', '.join(unknown)}" if unknown else "name the experiments to run, or a grid"
+        raise Problem(f"{what}; experiments.yaml has {', '.join(known)}")
+    points = {name.replace("_", "-"): known[name] for name in names}
+    for values in itertools.product(*grid.values()) if grid else []:
+        params = dict(zip(grid, values, strict=True))
+        points["-".join(f"{key.rpartition('.')[2]}-{value}" for key, value in params.items())] = params
+    return {
+        "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in name): of
+        for name, of in points.items()
+    }
 
 
-def read_experiments(root: Path) -> dict[str, dict[str, Any]]:
-    content: dict[str, dict[str, Any]] = YAML(typ="safe", pure=True).load(root / "experiments.yaml")
+def read_experiments(root: Path) -> Points:
+    content: Points = YAML(typ="safe", pure=True).load(root / "experiments.yaml")
     return content
 
 
-def start(root: Path, name: str, params: dict[str, Any]) -> int:
-    """Run one experiment; a former one of its name is replaced."""
-    shown = name.replace("_", "-")  # DVC names experiments as git does branches
-    run(["dvc", "exp", "remove", shown], root, quiet=True)
-    return run(["dvc", "exp", "run", "--temp", "--name", shown, *overrides(params)], root)
+async def results(names: list[str]) -> list[dict[str, Any]]:
+    """These experiments' rows of `dvc exp show`, and HEAD's."""
+    shown = await dvc(["exp", "show", "--csv", "--only-changed", "--drop", f"^(?!{SHOWN})"], ROOT)
+    rows = list(csv.DictReader(line for line in shown.lines if "," in line))
+    return [row for row in rows if row.get("Experiment") in names or row.get("rev") == "HEAD"]
+
+
+def command(
+    *names: str,
+    every: Annotated[bool, Parameter(name="--all", negative=())] = False,
+    grid: Annotated[tuple[str, ...], Parameter(name="-S", negative=())] = (),
+    limit: int = 1,
+) -> None:
+    """Run the experiments NAMES of experiments.yaml, each in a copy of HEAD; then show the table.
+
+    Parameters
+    ----------
+    every
+        Run all of experiments.yaml.
+    grid
+        Combine values: -S train.epochs=[1,2] -S train.seed=[0,1,2] makes six experiments.
+    limit
+        How many run side by side.
+    """
+    values = {name: value if isinstance(value, list) else [value] for name, value in parsed(grid).items()}
+    known = [*read_experiments(ROOT)] if every else [*names]
+    chosen(known, values)
+    status = run_here(sweep, names=known, grid=values, limit=limit)
+    run(["dvc", "exp", "show", "--no-pager", "--md", "--only-changed", "--drop", f"^(?!{SHOWN})"], ROOT)
+    sys.exit(status)
 
 
 if __name__ == "__main__":
-    App(name="python -m flows.experiments", default_command=experiments, result_action="return_none")()
+    main(command, "python -m flows.experiments")

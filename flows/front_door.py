@@ -4,12 +4,12 @@ import shlex
 import sys
 from pathlib import Path
 
-from cyclopts import App
-
 from flows.dag import read_dag
 from flows.environment import run
 from flows.param_file import get_param, set_param
-from flows.report import result_table
+from flows.pipeline import pipeline
+from flows.server import serve
+from flows.terminal import main, run_here
 
 ROOT = Path(__file__).parent.parent
 DATASET = "download.dataset"
@@ -19,12 +19,12 @@ BACK = "back to MNIST, with a network or LOCKSTEP_MIRROR: make run DATASET=mnist
 
 def front_door(dataset: str = "") -> None:
     """Run the pipeline on DATASET, or on what params.yaml names, or on the embedded digits if no mirror answers."""
+    server = serve()  # it starts while the data set is chosen
     note = choose(ROOT, dataset)
-    print(note, flush=True)
-    status = run(["dvc", "repro"], ROOT)
-    if status:
-        sys.exit(status)
-    print(f"\n{result_table(ROOT)}\n{note}")
+    print(f"{note}\n", flush=True)
+    status = run_here(pipeline, server)
+    print(f"\n{note}")
+    sys.exit(status)
 
 
 def choose(root: Path, wanted: str) -> str:
@@ -54,4 +54,4 @@ def check(root: Path) -> int:
 
 
 if __name__ == "__main__":
-    App(name="python -m flows.front_door", default_command=front_door, result_action="return_none")()
+    main(front_door, "python -m flows.front_door")

@@ -1,19 +1,119 @@
-"""What came of a run, as a short table for a person."""
+"""What a person reads after a run: a short table, a name for the run, and a report as an artifact on Prefect's page."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prefect.artifacts import acreate_markdown_artifact
+from prefect.client.schemas import State
+
 from flows.dag import read_dag
+from flows.dvc import dvc
 from flows.param_file import get_param
+from flows.plan import Plan
+
+KEY = "lockstep-report"
+LONG = 150  # characters of a run's name
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of a stage."""
+
+    stage: str
+    state: str
+    reason: str
+    succeeded: bool
+    seconds: float | None  # that DVC took; None if it was not asked
+
+    def __str__(self) -> str:
+        took = "" if self.seconds is None else f" after {self.seconds:.1f} s"
+        return f"{self.stage:<16}  {self.state}{took}: {self.reason.strip().splitlines()[0] if self.reason else ''}"
+
+
+def row(stage: str, state: State[Any], seconds: float | None) -> Row:
+    return Row(stage, state.name or "", state.message or "", state.is_completed(), seconds)
+
+
+def title(plan: Plan) -> str:
+    """A name for a run that begins."""
+    stale = plan.stale()
+    return shortened(f"{', '.join(stale)}: {plan.reasons[stale[0]]}") if stale else "up to date"
+
+
+def summary(rows: list[Row]) -> str:
+    """A name for a run that has ended: what it did."""
+    groups: dict[str, list[Row]] = {}
+    for one in rows:
+        groups.setdefault(one.state, []).append(one)
+    done = groups.get("Ran", [])
+    said = [
+        f"{', '.join(one.stage for one in of)} {state[0].lower()}{state[1:]}"
+        for state, of in groups.items()
+        if state not in ("Ran", "UpToDate")
+    ]
+    if done:
+        said.append(f"ran {', '.join(one.stage for one in done)} ({done[0].reason})")
+    return shortened("; ".join(said) or "up to date")
+
+
+def shortened(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= LONG else f"{line[: LONG - 1]}…"
+
+
+async def publish(root: Path, rows: list[Row], logs: Path) -> None:
+    """The report, under a key that stays, so that the page shows its history."""
+    await acreate_markdown_artifact(await report(root, rows, logs), KEY, summary(rows))
+
+
+async def report(root: Path, rows: list[Row], logs: Path) -> str:
+    dag = read_dag(root)
+    parts = [f"## {summary(rows)}", table(["stage", "state", "why", "took"], [cells(one) for one in rows])]
+    if any(one.state in ("Ran", "Restored") for one in rows):
+        parts += ["## Metrics, beside those of the last commit", await metrics(root)]
+        pictures = [out for one in rows for out in dag.stages[one.stage].outs if out.endswith(".png")]
+        parts += ["## Pictures", "\n".join(f"- `{root / picture}`" for picture in pictures)]
+        parts += [f"Whole outputs: `{logs}`"]
+    return "\n\n".join(parts)
+
+
+def cells(one: Row) -> list[str]:
+    took = "" if one.seconds is None else f"{one.seconds:.1f} s"
+    return [one.stage, one.state, one.reason.strip().replace("\n", "<br>"), took]
+
+
+async def metrics(root: Path) -> str:
+    """Each metric now, in the last commit, and the difference, as DVC tells them."""
+    done = await dvc(["metrics", "diff", "--json", "--all"], root)
+    lines = [line for line in done.lines if line.startswith("{")]
+    if done.status or not lines:
+        return "There is no commit to compare with."
+    rows = []
+    for path, values in sorted(json.loads(lines[-1]).items()):
+        for name, value in sorted(values.items()):
+            rows.append([f"{Path(path).stem}.{name}", *(shown(value.get(key)) for key in ("old", "new", "diff"))])
+    return table(["metric", "last commit", "now", "difference"], rows)
+
+
+def shown(value: Any) -> str:
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
 
 
 def result_table(root: Path) -> str:
-    """Data set, accuracy with its interval, parity, and where the ONNX file is."""
+    """Data set, accuracy with its interval, parity, and where the ONNX file is; empty before all are there."""
     dag = read_dag(root)
-    quality = load(root / dag.metrics("evaluate"))
-    parity = load(root / dag.metrics("validate_parity"))
     model = dag.artifacts["classifier"]
+    files = [root / dag.metrics("evaluate"), root / dag.metrics("validate_parity"), root / model]
+    if not all(file.exists() for file in files):
+        return ""
+    quality, parity = map(load, files[:2])
     rows = {
         "data set": get_param(root / "params.yaml", "download.dataset"),
         "accuracy": (

@@ -75,7 +75,7 @@ def closure(file: Path) -> set[str]:
 
 
 def test_stages_modules_and_param_sections_have_the_same_names() -> None:
-    modules = {file.stem for file in (ROOT / "stages").glob("*.py")} - {"__init__"}
+    modules = {file.stem for file in (ROOT / "stages").glob("*.py")} - {"__init__", "__main__"}
     assert modules == set(STAGES) == set(PARAMS) - {"machine"}
 
 
@@ -170,6 +170,7 @@ def test_importing_the_stages_and_flows_does_no_work(tmp_path: Path) -> None:
     program = f"""
 import importlib, logging, os, pathlib, random, sys, threading
 import cyclopts, dvc, matplotlib, numpy, onnx, onnxruntime, safetensors.torch, sklearn, torch, torchvision
+import prefect.artifacts, prefect.automations, prefect.flows
 sys.path.insert(0, {str(ROOT)!r})
 def state():
     loggers = {{name: (log.level, len(log.handlers)) for name, log in logging.root.manager.loggerDict.items()

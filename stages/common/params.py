@@ -58,7 +58,7 @@ def load(path: Path) -> dict[str, Any]:
 
 def stage_names() -> list[str]:
     """A stage is a module of stages/; its section has the same name."""
-    return [module.stem for module in Path(__file__).parent.parent.glob("*.py") if module.stem != "__init__"]
+    return [module.stem for module in Path(__file__).parent.parent.glob("*.py") if not module.stem.startswith("__")]
 
 
 def line(name: str, section: type[Section], wrong: Any) -> str:

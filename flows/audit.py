@@ -1,0 +1,110 @@
+"""The reproducibility alarm: every stage anew in a scratch clone, and every output held against dvc.lock."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from prefect import State, flow, get_run_logger
+from prefect.artifacts import acreate_markdown_artifact
+from prefect.states import Completed, Failed
+
+from flows.dag import read_dag
+from flows.pipeline import ROOT, outcome, rename, run_stages
+from flows.plan import read_lock
+from flows.problem import Problem
+from flows.report import load, summary, table
+from flows.terminal import main, run_here
+from flows.workspace import scratch
+
+KEY = "lockstep-audit"
+Sums = dict[str, str]  # an output's path to its checksum
+
+
+@flow(name="lockstep-audit", persist_result=False)
+async def audit(tolerance: float = 0.005) -> State[Any]:
+    """Run every stage anew from the raw data in a scratch clone of HEAD, and fail if a byte differs from dvc.lock.
+
+    On another instruction set, device or number of threads than the recorded ones bytes may differ. There it runs
+    twice, holds the two against each other byte by byte, and the metrics against those of HEAD.
+
+    Args:
+        tolerance: how far a metric may be from the committed one, where the machine is another
+    """
+    log = get_run_logger()
+    try:
+        async with scratch(ROOT, log.info) as root:
+            state, report = await audited(root, tolerance)
+    except Problem as problem:
+        state, report = Failed(message=str(problem)), str(problem)
+    log.info(f"{state.name}: {state.message}")
+    await acreate_markdown_artifact(f"## {state.name}: {state.message}\n\n{report}", KEY, state.message)
+    await rename(f"audit: {state.message}"[:150])
+    return state
+
+
+async def audited(root: Path, tolerance: float) -> tuple[State[Any], str]:
+    """What came of it, and the outputs one by one."""
+    committed, machine, metrics = checksums(root), read_machine(root), read_metrics(root)
+    first = await anew(root)
+    differ = [path for path in committed if first.get(path) != committed[path]]
+    report = table(["output", "dvc.lock", "anew"], [[path, committed[path], first.get(path, "")] for path in committed])
+    if not differ:
+        return Completed(
+            name="Reproduced", message=f"All {len(first)} outputs are those of dvc.lock to the last byte"
+        ), report
+    here = read_machine(root)
+    changes = [f"{key} {machine.get(key)} -> {here[key]}" for key in here if machine.get(key) != here[key]]
+    if not changes:
+        return Failed(message=f"Bytes differ from those of dvc.lock: {', '.join(differ)}"), report
+    second = await anew(root)
+    unequal = [path for path in first if first[path] != second.get(path)]
+    far = list(beyond(metrics, read_metrics(root), tolerance))
+    where = f"on another machine than the recorded one ({', '.join(changes)})"
+    if unequal:
+        return Failed(message=f"Two runs differ from each other, {where}: {', '.join(unequal)}"), report
+    if far:
+        return Failed(message=f"Metrics are more than {tolerance:g} away, {where}: {', '.join(far)}"), report
+    said = f"Two runs are equal to the last byte, and metrics within {tolerance:g} of the committed ones, {where}"
+    return Completed(name="Reproduced", message=said), report
+
+
+async def anew(root: Path) -> Sums:
+    """Run every stage; the checksums of what they made."""
+    rows, _ = await run_stages(root, [], None, True, {})
+    if not outcome(rows).is_completed():
+        raise Problem(f"A stage failed, so nothing was compared: {summary(rows)}")
+    return checksums(root)
+
+
+def checksums(root: Path) -> Sums:
+    return {out["path"]: out["md5"] for entry in read_lock(root).values() for out in entry["outs"]}
+
+
+def read_machine(root: Path) -> dict[str, Any]:
+    """Where train ran, by its own record: instruction set, device and threads; for the same ones bytes are promised."""
+    outs = [out for stage in read_dag(root).stages.values() for out in stage.outs]
+    record = load(root / next(out for out in outs if Path(out).stem == "environment"))
+    return {key: value for key, value in record.items() if key != "libraries"}
+
+
+def read_metrics(root: Path) -> dict[str, Any]:
+    files = [file for stage in read_dag(root).stages.values() for file in stage.metrics]
+    return {f"{Path(file).stem}.{name}": value for file in files for name, value in load(root / file).items()}
+
+
+def beyond(old: Mapping[str, Any], new: Mapping[str, Any], tolerance: float) -> Iterator[str]:
+    """The measures that are too far away; how many there are of something may differ by machine."""
+    for name, before in old.items():
+        after = new.get(name)
+        near = isinstance(after, float) and isinstance(before, float) and abs(after - before) <= tolerance
+        if isinstance(before, (float, bool)) and not near and before != after:
+            yield f"{name} {before} -> {after}"
+
+
+def command(*, tolerance: float = 0.005) -> None:
+    """Run every stage anew in a scratch clone of HEAD, and fail if a byte differs from dvc.lock."""
+    raise SystemExit(run_here(audit, tolerance=tolerance))
+
+
+if __name__ == "__main__":
+    main(command, "python -m flows.audit")

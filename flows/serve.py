@@ -1,0 +1,73 @@
+"""Every deployment of prefect.yaml, served by this one process: `make serve-flows`. No worker, no pool."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import prefect
+from prefect.deployments.runner import RunnerDeployment
+from prefect.flows import load_flow_from_entrypoint
+from prefect.schedules import Cron, Interval, RRule, Schedule
+from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_API_PORT, temporary_settings
+from ruamel.yaml import YAML
+
+from flows.automation import set_up
+from flows.problem import Problem
+from flows.server import start
+from flows.terminal import main
+
+ROOT = Path(__file__).parent.parent
+KINDS: dict[str, Callable[..., Schedule]] = {"cron": Cron, "interval": Interval, "rrule": RRule}
+
+
+def command() -> None:
+    """Serve the deployments of prefect.yaml until interrupted."""
+    os.chdir(ROOT)
+    with temporary_settings({PREFECT_API_URL: PREFECT_API_URL.value() or lasting()}):
+        asyncio.run(set_up())
+        print(f"Serving the deployments of prefect.yaml on {PREFECT_API_URL.value()}", flush=True)
+        prefect.serve(*deployments(ROOT))
+
+
+def lasting() -> str:
+    """The address of the server on the usual port of this machine; if none is there, one is started."""
+    port = PREFECT_SERVER_API_PORT.value()
+    try:
+        with urlopen(f"http://127.0.0.1:{port}/api/health", timeout=5):
+            return f"http://127.0.0.1:{port}/api"
+    except (URLError, OSError):
+        return start(port, page=True)()
+
+
+def deployments(root: Path) -> list[RunnerDeployment]:
+    content = YAML(typ="safe", pure=True).load(root / "prefect.yaml")
+    return [deployment(entry) for entry in content["deployments"]]
+
+
+def deployment(entry: dict[str, Any]) -> RunnerDeployment:
+    made = load_flow_from_entrypoint(entry["entrypoint"]).to_deployment(
+        entry["name"],
+        description=entry.get("description"),
+        tags=entry.get("tags"),
+        parameters=entry.get("parameters"),
+        schedules=[schedule(item) for item in entry.get("schedules", [])],
+        concurrency_limit=entry.get("concurrency_limit"),
+        job_variables=entry["work_pool"].get("job_variables"),
+    )
+    assert isinstance(made, RunnerDeployment)
+    return made
+
+
+def schedule(entry: dict[str, Any]) -> Schedule:
+    kinds = [kind for kind in KINDS if kind in entry]
+    if len(kinds) != 1:
+        raise Problem(f"prefect.yaml: a schedule has one of {', '.join(KINDS)}, not {sorted(entry)}")
+    return KINDS[kinds[0]](entry[kinds[0]], timezone=entry.get("timezone", "UTC"))
+
+
+if __name__ == "__main__":
+    main(command, "python -m flows.serve")

@@ -1,0 +1,46 @@
+"""A program that runs a command in a process group of its own, and ends the whole group when its own input closes.
+
+Whoever starts it holds the other end of that input and writes nothing: however the holder ends, the system closes it.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+GRACE = 5.0  # seconds between asking a group to end and ending it
+
+
+def main(command: list[str]) -> int:
+    """The exit status of the command, when nothing of it is left; 128 and the signal's number if one ended it."""
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    threading.Thread(target=end_when_closed, args=(child.pid,), daemon=True).start()
+    status = child.wait()
+    end(child.pid)
+    return 128 - status if status < 0 else status
+
+
+def end_when_closed(group: int) -> None:
+    while os.read(0, 1):
+        pass
+    end(group)
+
+
+def end(group: int) -> None:
+    """TERM, then KILL, until no process of the group is left."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + GRACE
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # the group is gone
+            os.killpg(group, number)
+            while time.monotonic() < deadline:
+                os.killpg(group, 0)
+                time.sleep(0.02)
+            continue
+        return
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,140 @@
+"""Where a run works: in the project's folder, or in a clean clone of its HEAD with the same DVC cache."""
+
+import fcntl
+import itertools
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from flows.dvc import dvc
+from flows.problem import Problem
+from flows.process import Ended, follow
+
+Where = Literal["tree", "clone"]
+WHO = ("-c", "user.name=Lockstep", "-c", "user.email=lockstep@localhost")  # who commits a run's results
+
+
+@dataclass(frozen=True)
+class Workspace:
+    path: Path
+    home: Path  # the project's folder
+    remote: bool  # whether results are pushed
+
+    async def keep(self, branch: str | None, message: str, say: Callable[[str], None]) -> None:
+        """Push what a run made, and commit a changed dvc.lock to the branch of the project's repository."""
+        if self.remote:
+            await succeed(dvc(["push"], self.path, say=say), "dvc push")
+        if branch and await git(self.path, "status", "--porcelain", "dvc.lock"):
+            await commit(self.path, self.home, branch, message)
+            say(f"Committed to the branch {branch}")
+
+
+@asynccontextmanager
+async def workspace(
+    home: Path, where: Where, branch: str | None, say: Callable[[str], None]
+) -> AsyncIterator[Workspace]:
+    if branch and where == "tree":
+        raise Problem("commit_to needs where=clone: in the project's folder it is you who commits")
+    if where == "tree":
+        yield Workspace(home, home, remote=False)
+        return
+    if branch and await git(home, "branch", "--show-current") == [branch]:
+        raise Problem(f"commit_to: {branch} is checked out in the project's folder; name another branch")
+    with place(home) as path:
+        yield await clone(home, path, say)
+
+
+@asynccontextmanager
+async def scratch(home: Path, say: Callable[[str], None]) -> AsyncIterator[Path]:
+    """A clone with what is there of the data, but with a cache of its own: what is made in it stays there."""
+    with place(home) as path:
+        await clone(home, path, say)
+        settings = [line for line in await setting_lines(home) if not line.startswith("cache.dir=")]
+        write_settings(path / ".dvc" / "config.local", settings)
+        yield path
+
+
+async def clone(home: Path, path: Path, say: Callable[[str], None]) -> Workspace:
+    """A clone of HEAD, with DVC's settings and cache and what is there of the data."""
+    head = (await git(home, "rev-parse", "HEAD"))[-1]
+    await git(home, "clone", "--quiet", "--no-checkout", ".", str(path))
+    await git(path, "checkout", "--quiet", "--detach", head)
+    settings = await setting_lines(home)
+    write_settings(path / ".dvc" / "config.local", settings)
+    remote = any(line.startswith("core.remote=") for line in settings)
+    say(f"Works in a clean clone of {head[:10]}" + (", with the remote's data" if remote else ""))
+    if remote:
+        await succeed(dvc(["pull", "--allow-missing"], path, say=say), "dvc pull")
+    else:
+        await dvc(["checkout", "--allow-missing"], path)
+    return Workspace(path, home, remote)
+
+
+async def setting_lines(home: Path) -> list[str]:
+    """DVC's settings with their paths made absolute, as name=value; where the cache is, among them."""
+    listed = (await dvc(["config", "--list"], home)).lines
+    cache = (await succeed(dvc(["cache", "dir"], home), "dvc cache dir"))[-1]
+    return [*(line for line in listed if "=" in line and not line.startswith("cache.dir=")), f"cache.dir={cache}"]
+
+
+def write_settings(file: Path, lines: Sequence[str]) -> None:
+    """remote.storage.url=/a/b is the url of the section 'remote "storage"'."""
+    sections: dict[str, list[str]] = {}
+    for line in lines:
+        name, _, value = line.partition("=")
+        section, _, rest = name.partition(".")
+        inner, _, key = rest.rpartition(".")
+        sections.setdefault(f"'{section} \"{inner}\"'" if inner else section, []).append(f'    {key} = "{value}"')
+    file.touch(mode=0o600)
+    file.write_text("".join(f"[{name}]\n" + "\n".join(items) + "\n" for name, items in sections.items()))
+
+
+@contextmanager
+def place(home: Path) -> Iterator[Path]:
+    """A folder that no other run uses, removed afterwards; one that a killed run left is taken anew."""
+    folder = home / ".dvc" / "tmp" / "clones"
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        with (folder / f"{number}.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            path = folder / str(number)
+            shutil.rmtree(path, ignore_errors=True)
+            try:
+                yield path
+            finally:
+                shutil.rmtree(path, ignore_errors=True)
+            return
+
+
+async def commit(path: Path, home: Path, branch: str, message: str) -> None:
+    """Commit all that changed in PATH; its parents are what ran, and the branch as it was."""
+    await git(path, "add", "--all")
+    tree = (await git(path, "write-tree"))[-1]
+    parents = ["HEAD"]
+    if known := await git(home, "for-each-ref", "--format=%(objectname)", f"refs/heads/{branch}"):
+        await git(path, "fetch", "--quiet", str(home), f"refs/heads/{branch}")
+        parents = list(dict.fromkeys([known[-1], (await git(path, "rev-parse", "HEAD"))[-1]]))
+    flags = [word for parent in parents for word in ("-p", parent)]
+    made = (await git(path, *WHO, "commit-tree", tree, *flags, "-m", message))[-1]
+    await git(path, "update-ref", "refs/heads/result-of-run", made)
+    await git(home, "fetch", "--quiet", str(path), f"refs/heads/result-of-run:refs/heads/{branch}")
+
+
+async def git(folder: Path, *words: str) -> list[str]:
+    done = await follow(["git", *words], folder)
+    if done.status:
+        raise Problem(f"git {words[0]}: {' '.join(done.lines)}: a run in a clone needs a git repository with a commit")
+    return list(done.lines)
+
+
+async def succeed(command: Awaitable[Ended], name: str) -> list[str]:
+    done = await command
+    if done.status:
+        raise Problem(f"{name}: {' '.join(line for line in done.lines if line.startswith('ERROR')) or done.lines[-1:]}")
+    return list(done.lines)
