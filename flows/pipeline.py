@@ -222,11 +222,11 @@ def command(
     plan
         Print what would run and why, and run nothing.
     """
-    changes = parsed(set_)
+    dag, changes = read_dag(ROOT), parsed(set_)
+    chosen = select(dag, only, from_)
+    changed(ROOT / "params.yaml", changes)
     if plan:
-        dag = read_dag(ROOT)
-        changed(ROOT / "params.yaml", changes)
-        print(asyncio.run(make_plan(ROOT, dag, select(dag, only, from_), force, changes)))
+        print(asyncio.run(make_plan(ROOT, dag, chosen, force, changes)))
         return
     status = run_here(
         pipeline,

@@ -1,5 +1,7 @@
 """What a person reads after a run: a short table, a name for the run, and a report as an artifact on Prefect's page."""
 
+import base64
+import html
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from flows.plan import Plan
 
 KEY = "lockstep-report"
 LONG = 150  # characters of a run's name
+EMBEDDED = 200_000  # bytes of a picture
 
 
 @dataclass(frozen=True)
@@ -69,19 +72,37 @@ async def publish(root: Path, rows: list[Row], logs: Path) -> None:
 
 
 async def report(root: Path, rows: list[Row], logs: Path) -> str:
-    dag = read_dag(root)
-    parts = [f"## {summary(rows)}", table(["stage", "state", "why", "took"], [cells(one) for one in rows])]
-    if any(one.state in ("Ran", "Restored") for one in rows):
-        parts += ["## Metrics, beside those of the last commit", await metrics(root)]
-        pictures = [out for one in rows for out in dag.stages[one.stage].outs if out.endswith(".png")]
-        parts += ["## Pictures", "\n".join(f"- `{root / picture}`" for picture in pictures)]
-        parts += [f"Whole outputs: `{logs}`"]
-    return "\n\n".join(parts)
+    """Markdown: the result, the stages, the metrics beside the last commit's, and the pictures."""
+    parts = [f"- {name}: {text}" for name, text in result(root).items()]
+    stages = table(["stage", "state", "took", "why"], [cells(one) for one in rows])
+    ran = [one.stage for one in rows if one.state in ("Ran", "Restored")]
+    if not ran:
+        return "\n\n".join(["\n".join(parts), "## Stages", stages])
+    outs = [out for name in ran for out in read_dag(root).stages[name].outs if Path(out).suffix == ".png"]
+    return "\n\n".join(
+        [
+            "\n".join(parts),
+            "## Stages",
+            stages,
+            f"The whole output of each stage is in `{logs}`.",
+            "## Metrics, beside those of the last commit",
+            await metrics(root),
+            "## Pictures",
+            *(picture(root, out) for out in outs if (root / out).exists()),
+        ]
+    )
 
 
 def cells(one: Row) -> list[str]:
     took = "" if one.seconds is None else f"{one.seconds:.1f} s"
-    return [one.stage, one.state, one.reason.strip().replace("\n", "<br>"), took]
+    return [one.stage, one.state, took, html.escape(one.reason.strip()).replace("\n", "<br>")]
+
+
+def picture(root: Path, out: str) -> str:
+    """The picture itself where it is small, otherwise where it is."""
+    if (root / out).stat().st_size > EMBEDDED:
+        return f"`{root / out}`"
+    return f"![{out}](data:image/png;base64,{base64.b64encode((root / out).read_bytes()).decode()})"
 
 
 async def metrics(root: Path) -> str:
@@ -107,14 +128,21 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def result_table(root: Path) -> str:
+    """The result, for a terminal."""
+    return "\n".join(f"  {name:<10} {text}" for name, text in result(root).items())
+
+
+def result(root: Path) -> dict[str, str]:
     """Data set, accuracy with its interval, parity, and where the ONNX file is; empty before all are there."""
     dag = read_dag(root)
+    if not {"evaluate", "validate_parity"} <= set(dag.stages) or "classifier" not in dag.artifacts:
+        return {}
     model = dag.artifacts["classifier"]
     files = [root / dag.metrics("evaluate"), root / dag.metrics("validate_parity"), root / model]
     if not all(file.exists() for file in files):
-        return ""
+        return {}
     quality, parity = map(load, files[:2])
-    rows = {
+    return {
         "data set": get_param(root / "params.yaml", "download.dataset"),
         "accuracy": (
             f"{quality['accuracy']:.2%} on {quality['images']:,} test images "
@@ -126,7 +154,6 @@ def result_table(root: Path) -> str:
         ),
         "ONNX file": f"{model} ({(root / model).stat().st_size:,} bytes)",
     }
-    return "\n".join(f"  {name:<10} {text}" for name, text in rows.items())
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from cyclopts import App
 
-import stages
 from stages.common.params import Machine, Section, read_section
 from stages.common.problem import Problem
 
@@ -25,7 +24,7 @@ def asked(names: tuple[str, ...]) -> list[str]:
 
 
 def modules() -> list[str]:
-    found = [module.name for module in pkgutil.iter_modules(stages.__path__) if not module.ispkg]
+    found = [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]) if not module.ispkg]
     return [name for name in found if name != "__main__"]
 
 

@@ -170,7 +170,7 @@ def test_importing_the_stages_and_flows_does_no_work(tmp_path: Path) -> None:
     program = f"""
 import importlib, logging, os, pathlib, random, sys, threading
 import cyclopts, dvc, matplotlib, numpy, onnx, onnxruntime, safetensors.torch, sklearn, torch, torchvision
-import prefect.artifacts, prefect.automations, prefect.flows
+import prefect.main
 sys.path.insert(0, {str(ROOT)!r})
 def state():
     loggers = {{name: (log.level, len(log.handlers)) for name, log in logging.root.manager.loggerDict.items()
