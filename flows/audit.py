@@ -83,8 +83,8 @@ def checksums(root: Path) -> Sums:
 def read_machine(root: Path) -> dict[str, Any]:
     """Where train ran, by its own record: instruction set, device and threads; for the same ones bytes are promised."""
     outs = [out for stage in read_dag(root).stages.values() for out in stage.outs]
-    record = load(root / next(out for out in outs if Path(out).stem == "environment"))
-    return {key: value for key, value in record.items() if key != "libraries"}
+    records = [load(root / out) for out in outs if Path(out).stem == "environment"]
+    return {key: value for record in records for key, value in record.items() if key != "libraries"}
 
 
 def read_metrics(root: Path) -> dict[str, Any]:

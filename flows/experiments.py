@@ -3,6 +3,7 @@
 import asyncio
 import csv
 import itertools
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +26,7 @@ from flows.terminal import main, run_here
 ROOT = Path(__file__).parent.parent
 KEY = "lockstep-sweep"
 # The columns of `dvc exp show` that tell recipes apart; it shows all others without --drop.
-SHOWN = r"Experiment|.*evaluate\S*:accuracy$|accuracy_(low|high)$|train\.(model|epochs|batch|optimizer|learning_rate)$"
+SHOWN = r"Experiment|.*evaluate\S*:accuracy|accuracy_(low|high)|train\.(model|epochs|batch|optimizer|learning_rate)"
 Points = dict[str, dict[str, Any]]  # the params of each experiment, by its name
 
 
@@ -47,7 +48,7 @@ async def sweep(names: list[str] | None = None, grid: dict[str, list[Any]] | Non
         log.error(str(problem))
         return Failed(message=str(problem))
     states = dict(zip(points, await asyncio.gather(*(point(*item, turn) for item in points.items())), strict=True))
-    await acreate_table_artifact(await results(list(points)), KEY, ", ".join(points))
+    await acreate_table_artifact(await results(points), KEY, ", ".join(points))
     failed = [name for name, state in states.items() if not state.is_completed()]
     if failed:
         return Failed(message=f"failed: {', '.join(failed)}")
@@ -93,11 +94,22 @@ def read_experiments(root: Path) -> Points:
     return content
 
 
-async def results(names: list[str]) -> list[dict[str, Any]]:
-    """These experiments' rows of `dvc exp show`, and HEAD's."""
-    shown = await dvc(["exp", "show", "--csv", "--only-changed", "--drop", f"^(?!{SHOWN})"], ROOT)
-    rows = list(csv.DictReader(line for line in shown.lines if "," in line))
-    return [row for row in rows if row.get("Experiment") in names or row.get("rev") == "HEAD"]
+async def results(points: Points) -> list[dict[str, str]]:
+    """The rows of `dvc exp show` for these experiments and for the commit that they started from."""
+    listed = await dvc(["exp", "show", "--csv", "--only-changed", "--drop", dropped(points, "rev")], ROOT)
+    rows = list(csv.DictReader(line for line in listed.lines if "," in line))
+    shown = [{**row, "Experiment": row["Experiment"] or "HEAD"} for row in rows if row.get("rev") != "workspace"]
+    return [
+        {name.rpartition("/")[2]: value for name, value in row.items() if name != "rev"}
+        for row in shown
+        if row["Experiment"] in ("HEAD", *points)
+    ]
+
+
+def dropped(points: Points, *more: str) -> str:
+    """What `dvc exp show` is to drop: all columns but those that tell these experiments apart."""
+    params = {re.escape(name) for params in points.values() for name in params}
+    return f"^(?!({'|'.join([SHOWN, *sorted(params), *more])})$)"
 
 
 def command(
@@ -119,9 +131,9 @@ def command(
     """
     values = {name: value if isinstance(value, list) else [value] for name, value in parsed(grid).items()}
     known = [*read_experiments(ROOT)] if every else [*names]
-    chosen(known, values)
+    points = chosen(known, values)
     status = run_here(sweep, names=known, grid=values, limit=limit)
-    run(["dvc", "exp", "show", "--no-pager", "--md", "--only-changed", "--drop", f"^(?!{SHOWN})"], ROOT)
+    run(["dvc", "exp", "show", "--no-pager", "--md", "--only-changed", "--drop", dropped(points)], ROOT)
     sys.exit(status)
 
 

@@ -157,3 +157,20 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def project(finished: Path, tmp_path: Path) -> Path:
     """One's own copy, with DVC's cache, in a folder with spaces in its name."""
     return Path(shutil.copytree(finished, tmp_path / "my own project", symlinks=True))
+
+
+@pytest.fixture(scope="session")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real Prefect server, which the tests of a process share."""
+    from toys import free_port, prefect_server
+
+    with prefect_server(tmp_path_factory.mktemp("prefect"), free_port()) as address:
+        yield address
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    """A small pipeline in a repository of its own, in a folder with a space in its name."""
+    from toys import new_toy
+
+    return new_toy(tmp_path / "a toy")

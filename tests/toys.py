@@ -1,0 +1,186 @@
+"""A small pipeline in a git repository of its own, run by this project's flows: stages that take as long as told."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+from conftest import ROOT
+from repositories import Done, commit, environment, run
+
+#       make
+#      /    \
+#   left    right
+#      \    /
+#       join
+DIAMOND = {"make": [], "left": ["make"], "right": ["make"], "join": ["left", "right"]}
+STAGE = '''"""A stage that takes as long as it is told, and ends as it is told."""
+import sys, time
+from pathlib import Path
+from stages.common.params import Section, read_section
+
+class Toy(Section):
+    text: str
+    seconds: float
+    status: int
+
+def main():
+    name, out, *deps = sys.argv[1:]
+    toy = read_section(Path("params.yaml"), name, Toy)
+    with Path("trace").open("a") as trace:
+        trace.write(f"{name} {time.time()}\\n")
+    print(f"{name} says {toy.text}")
+    time.sleep(toy.seconds)
+    if toy.status:
+        print(f"{name} goes wrong", file=sys.stderr)
+        sys.exit(toy.status)
+    Path(out).write_text(toy.text + "".join(Path(dep).read_text() for dep in deps))
+    with Path("trace").open("a") as trace:
+        trace.write(f"{name} {time.time()}\\n")
+
+if __name__ == "__main__":
+    main()
+'''
+
+
+def new_toy(folder: Path, graph: dict[str, list[str]] = DIAMOND, meta: dict[str, dict[str, Any]] | None = None) -> Path:
+    """A repository whose stages are those of the graph, each with `text`, `seconds` and `status` in params.yaml."""
+    (folder / "stages").mkdir(parents=True)
+    shutil.copytree(ROOT / "flows", folder / "flows", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("__init__.py", "__main__.py", "common/__init__.py", "common/params.py", "common/problem.py"):
+        (folder / "stages" / name).parent.mkdir(exist_ok=True)
+        if (ROOT / "stages" / name).exists():
+            shutil.copyfile(ROOT / "stages" / name, folder / "stages" / name)
+    for name in ("prefect.yaml", "pyproject.toml", "experiments.yaml", ".gitignore", ".dvcignore"):
+        shutil.copyfile(ROOT / name, folder / name)
+    with (folder / ".gitignore").open("a") as file:
+        file.write("/trace\n")
+    for name in graph:
+        (folder / "stages" / f"{name}.py").write_text(STAGE)
+    params = {name: {"text": name, "seconds": 0.0, "status": 0} for name in graph}
+    (folder / "params.yaml").write_text(json.dumps({"machine": {"device": "cpu", "threads": 1}, **params}, indent=1))
+    stages = {
+        name: {
+            "desc": f"The stage {name}",
+            "cmd": " ".join(["python", "-m", f"stages.{name}", name, f"{name}.txt", *(f"{dep}.txt" for dep in deps)]),
+            "deps": [f"stages/{name}.py", *(f"{dep}.txt" for dep in deps)],
+            "params": [name],
+            "outs": [f"{name}.txt"],
+            **({"meta": {"prefect": meta[name]}} if meta and name in meta else {}),
+        }
+        for name, deps in graph.items()
+    }
+    (folder / "dvc.yaml").write_text(json.dumps({"stages": stages}, indent=1))
+    run(folder, "git", "init", "-q", "-b", "main")
+    run(folder, "git", "config", "user.email", "test@example.org")
+    run(folder, "git", "config", "user.name", "test")
+    run(folder, "dvc", "init", "-q")
+    commit(folder)
+    return folder
+
+
+def flow(project: Path, *words: str, api: str, status: int | None = 0, module: str = "flows.pipeline") -> Done:
+    """`python -m flows.pipeline WORDS` in the project, on the server."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *words],
+        cwd=project,
+        env={**environment(), "PREFECT_API_URL": api, "no_proxy": "127.0.0.1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert status is None or done.returncode == status, done.stdout + done.stderr
+    return done
+
+
+def ask(api: str, path: str, **body: Any) -> Any:
+    """What the server answers to a POST of the body."""
+    data = json.dumps(body).encode()
+    request = urllib.request.Request(f"{api}/{path}", data, {"content-type": "application/json"})
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def last_run(api: str) -> dict[str, Any]:
+    return ask(api, "flow_runs/filter", sort="EXPECTED_START_TIME_DESC", limit=1)[0]
+
+
+def task_runs(api: str, flow_run: str) -> dict[str, tuple[str, str, str]]:
+    """Of each task run of a flow run: the type, the name and the message of its state."""
+    found: dict[str, tuple[str, str, str]] = {}
+    for _ in range(40):  # task states travel as events: the last may come a moment later
+        runs = ask(api, "task_runs/filter", task_runs={}, flow_runs={"id": {"any_": [flow_run]}})
+        found = {one["name"]: (one["state_type"], one["state_name"], one["state"]["message"]) for one in runs}
+        if all(kind in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED") for kind, _, _ in found.values()):
+            return found
+        time.sleep(0.25)
+    return found
+
+
+def stage_processes(project: Path) -> list[psutil.Process]:
+    """All processes that run DVC or a stage in the project's folder or in a clone inside it."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            words = " ".join(process.cmdline())
+            if ("stages." in words or "dvc" in words) and Path(process.cwd()).is_relative_to(project):
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def trace(project: Path) -> list[str]:
+    """The stages in the order in which they began and ended."""
+    file = project / "trace"
+    return [line.split()[0] for line in file.read_text().splitlines()] if file.exists() else []
+
+
+@contextmanager
+def prefect_server(home: Path, port: int) -> Iterator[str]:
+    """A real server on loopback, with its own database; its API's address."""
+    env = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    env.pop("PREFECT_API_URL", None)
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with (home / "server.log").open("ab") as log:
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+    try:
+        until(lambda: answers(f"http://127.0.0.1:{port}/api/health"), 120)
+        yield f"http://127.0.0.1:{port}/api"
+    finally:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+        process.kill()
+        process.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def until(condition: Callable[[], Any], seconds: float) -> Any:
+    """Wait for the condition, and give what it gave."""
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.1)
+    return result
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
