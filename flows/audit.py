@@ -70,7 +70,7 @@ async def audited(root: Path, tolerance: float) -> tuple[State[Any], str]:
 
 async def anew(root: Path) -> Sums:
     """Run every stage; the checksums of what they made."""
-    rows, _ = await run_stages(root, [], None, True, {})
+    rows, _ = await run_stages(root, (), None, True, {})
     if not outcome(rows).is_completed():
         raise Problem(f"A stage failed, so nothing was compared: {summary(rows)}")
     return checksums(root)

@@ -77,7 +77,11 @@ def chosen(names: list[str], grid: Mapping[str, list[Any]]) -> Points:
     known = read_experiments(ROOT)
     unknown = [name for name in names if name not in known]
     if unknown or not (names or grid):
-        what = f"unknown experiments: {', '.join(unknown)}" if unknown else "name the experiments to run, or a grid"
+        what = (
+            f"unknown experiments: {', '.join(unknown)}"
+            if unknown
+            else "name the experiments to run, or --all, or a grid"
+        )
         raise Problem(f"{what}; experiments.yaml has {', '.join(known)}")
     points = {name.replace("_", "-"): known[name] for name in names}
     for values in itertools.product(*grid.values()) if grid else []:

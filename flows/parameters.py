@@ -63,6 +63,8 @@ def comment(section: CommentedMap, key: str) -> str:
 
 async def check(root: Path, text: str, stages: Sequence[str]) -> None:
     """Hold a params file's text against the sections of these stages."""
+    if not stages:
+        return
     with TemporaryDirectory() as folder:
         file = Path(folder) / "params.yaml"
         file.write_text(text, encoding="utf-8")

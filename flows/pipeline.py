@@ -4,7 +4,7 @@ import asyncio
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
@@ -17,9 +17,9 @@ from prefect.states import Cancelled, Completed, Failed
 
 from flows.dag import Dag, Stage, read_dag, select
 from flows.dvc import dvc
-from flows.param_file import changed, flat, parsed, write_params
+from flows.param_file import changed, flat, parsed, read_params, write_params
 from flows.parameters import check, overrides, stage_names
-from flows.plan import Plan, happened, in_order, make_plan, read_lock
+from flows.plan import Plan, happened, in_order, make_plan, read_lock, unchecked
 from flows.problem import Problem
 from flows.process import Ended
 from flows.report import Row, publish, result_table, row, summary, title
@@ -44,7 +44,7 @@ SHOWN = 10  # lines of a failed stage's output that its state shows
 
 @flow(name="lockstep", persist_result=False)
 async def pipeline(
-    only: list[StageName] | None = None,
+    only: tuple[StageName, ...] = (),
     from_stage: StageName | None = None,
     force: bool = False,
     params: Overrides | None = None,
@@ -65,7 +65,7 @@ async def pipeline(
     changes = {name: value for name, value in flat(params.model_dump() if params else {}).items() if value is not None}
     try:
         async with workspace(ROOT, where, commit_to, log.info) as place:
-            rows, logs = await run_stages(place.path, list(only or ()), from_stage, force, changes)
+            rows, logs = await run_stages(place.path, only, from_stage, force, changes)
             await publish(place.path, rows, logs)
             await rename(summary(rows))
             state = outcome(rows)
@@ -79,16 +79,17 @@ async def pipeline(
 
 
 async def run_stages(
-    root: Path, only: list[str], first: str | None, force: bool, changes: Mapping[str, Any]
+    root: Path, only: Sequence[str], first: str | None, force: bool, changes: Mapping[str, Any]
 ) -> tuple[list[Row], Path]:
     """Plan, check, and run each stage in its task as soon as those before it have ended; where the outputs are."""
     log, dag = get_run_logger(), read_dag(root)
-    params = changed(root / "params.yaml", changes)
-    plan = await make_plan(root, dag, select(dag, only, first), force, changes)
-    if plan.unchecked:
-        await check(root, params, plan.unchecked)
+    selected, text = select(dag, only, first), changed(root / "params.yaml", changes)
+    params = {**flat(read_params(root / "params.yaml")), **changes}
+    plan, _ = await asyncio.gather(
+        make_plan(root, dag, selected, force, params), check(root, text, unchecked(root, dag, selected, params))
+    )
     if changes:
-        write_params(root / "params.yaml", params)
+        write_params(root / "params.yaml", text)
     log.info(f"{plan}\n")
     await rename(title(plan))
     run = Run(root, dag, plan, force, ROOT / "logs" / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}-{flow_run.id[:8]}")
@@ -142,7 +143,7 @@ class Run:
         if not reason and all(state.name == "UpToDate" for state in before.values()):
             return Completed(name="UpToDate", message="Nothing that it depends on has changed")
         log.info(f"Starts: {reason or 'what it depends on may have changed'}")
-        recorded, started = read_lock(self.root).get(stage.name), time.monotonic()
+        recorded, started = read_lock(self.root, stage.name).get(stage.name), time.monotonic()
         self.logs.mkdir(parents=True, exist_ok=True)
         done = await dvc(
             ["repro", "--single-item", *(["--force"] if self.force else []), stage.name],
@@ -152,7 +153,7 @@ class Run:
             limit=stage.policy.timeout_seconds,
         )
         self.seconds[stage.name] = self.seconds.get(stage.name, 0.0) + time.monotonic() - started
-        why = reason if self.force else happened(recorded, read_lock(self.root).get(stage.name)) or reason
+        why = reason if self.force else happened(recorded, read_lock(self.root, stage.name).get(stage.name)) or reason
         state = self.ended(stage, done, why)
         log.info(f"Ends: {state.name} after {self.seconds[stage.name]:.1f} s")
         return state
@@ -226,11 +227,12 @@ def command(
     chosen = select(dag, only, from_)
     changed(ROOT / "params.yaml", changes)
     if plan:
-        print(asyncio.run(make_plan(ROOT, dag, chosen, force, changes)))
+        params = {**flat(read_params(ROOT / "params.yaml")), **changes}
+        print(asyncio.run(make_plan(ROOT, dag, chosen, force, params)))
         return
     status = run_here(
         pipeline,
-        only=list(only),
+        only=only,
         from_stage=from_,
         force=force,
         params=Overrides.model_validate(changes),

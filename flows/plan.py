@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from flows.dag import Dag, Stage
 from flows.dvc import dvc
-from flows.param_file import flat, read_params
+from flows.param_file import flat
 from flows.problem import Problem
 
 NAMED = 3  # changes of a kind that are named; of more, their number is
@@ -22,7 +23,6 @@ Entry = Mapping[str, Any]  # a stage in dvc.lock
 @dataclass(frozen=True)
 class Plan:
     reasons: dict[str, str]  # of each selected stage, why it runs; empty: it is up to date
-    unchecked: tuple[str, ...]  # stages whose params are not those of their last run
 
     def stale(self) -> list[str]:
         return [name for name, reason in self.reasons.items() if reason]
@@ -32,22 +32,32 @@ class Plan:
         return "\n".join(f"{name:<{width}}  {why or 'up to date'}" for name, why in self.reasons.items())
 
 
-async def make_plan(root: Path, dag: Dag, selected: tuple[str, ...], force: bool, changes: Mapping[str, Any]) -> Plan:
-    """CHANGES are params that the run will change first."""
-    here = {**flat(read_params(root / "params.yaml")), **changes}
+async def make_plan(root: Path, dag: Dag, selected: tuple[str, ...], force: bool, params: Mapping[str, Any]) -> Plan:
+    """PARAMS are those that the run will work with."""
+    if force:
+        return Plan(dict.fromkeys(selected, "forced"))
     status, recorded = await asyncio.gather(dvc_status(root), asyncio.to_thread(read_lock, root))
     reasons: dict[str, str] = {}
-    unchecked = []
     for name in selected:
-        stage, entry = dag.stages[name], recorded.get(name)
-        params = {key: value for key, value in here.items() if of_stage(key, stage)}
-        why = [*planned(status.get(name, []), entry, params)]
-        if entry is None or params != locked_params(entry):
-            unchecked.append(name)
+        stage = dag.stages[name]
+        why = "; ".join(planned(status.get(name, []), recorded.get(name), of_stage(params, stage)))
         before = [upstream for upstream in stage.upstream if reasons.get(upstream)]
-        after = f"after {', '.join(before)}" if before else ""
-        reasons[name] = "forced" if force else "; ".join(why) or after
-    return Plan(reasons, tuple(unchecked))
+        reasons[name] = why or (f"after {', '.join(before)}" if before else "")
+    return Plan(reasons)
+
+
+def unchecked(root: Path, dag: Dag, selected: tuple[str, ...], params: Mapping[str, Any]) -> list[str]:
+    """The stages whose params are not those of their last run, which proved them right."""
+    recorded = read_lock(root)
+    known = {name.partition(".")[0] for stage in dag.stages.values() for name in stage.params}
+    if {name.partition(".")[0] for name in params} - known:
+        return [*selected]  # a section that no stage reads
+    changed = [name for name in selected if name not in recorded]
+    return changed + [
+        name
+        for name in selected
+        if name in recorded and locked_params(recorded[name]) != of_stage(params, dag.stages[name])
+    ]
 
 
 def planned(status: list[Any], entry: Entry | None, params: Mapping[str, Any]) -> Iterator[str]:
@@ -93,19 +103,32 @@ def named(kind: str, items: list[str]) -> Iterator[str]:
         yield f"{kind} {', '.join(items[:NAMED])}{rest}"
 
 
-def of_stage(param: str, stage: Stage) -> bool:
-    return any(param == name or param.startswith(f"{name}.") for name in stage.params)
+def of_stage(params: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
+    """The params that the stage depends on."""
+    own = tuple(f"{name}." for name in stage.params)
+    return {name: value for name, value in params.items() if f"{name}.".startswith(own)}
 
 
 def locked_params(entry: Entry) -> dict[str, Any]:
     return flat(entry.get("params", {}).get("params.yaml", {}))
 
 
-def read_lock(root: Path) -> dict[str, Entry]:
-    path = root / "dvc.lock"
-    content = YAML(typ="safe", pure=True).load(path) if path.exists() else None
-    stages: dict[str, Entry] = (content or {}).get("stages", {})
+def read_lock(root: Path, *names: str) -> dict[str, Entry]:
+    """What dvc.lock says of these stages, or of all."""
+    _, entries = lock_entries(root)
+    wanted = [text for text in entries if not names or text.partition(":")[0].strip() in names]
+    try:
+        stages: dict[str, Entry] = YAML(typ="safe", pure=True).load("".join(wanted)) or {}
+    except YAMLError as error:
+        raise Problem(f"dvc.lock: not valid YAML (a merge's conflict?): {' '.join(str(error).split())}") from error
     return stages
+
+
+def lock_entries(root: Path) -> tuple[str, list[str]]:
+    """dvc.lock's text: what stands above its stages, and each of them. One entry is read six times as fast as all."""
+    path = root / "dvc.lock"
+    head, *entries = re.split(r"(?m)^(?=  [^\s-])", path.read_text(encoding="utf-8") if path.exists() else "")
+    return head, entries
 
 
 async def dvc_status(root: Path) -> dict[str, list[Any]]:
@@ -120,14 +143,10 @@ async def dvc_status(root: Path) -> dict[str, list[Any]]:
 
 def in_order(root: Path, dag: Dag) -> None:
     """Put dvc.lock's stages in the order in which `dvc repro` writes them: side by side they end as they please."""
-    path = root / "dvc.lock"
-    if not path.exists():
-        return
-    text = path.read_text(encoding="utf-8")
-    head, *entries = re.split(r"(?m)^(?=  [^\s-])", text)
+    head, entries = lock_entries(root)
     order = {f"  {name}:": place for place, name in enumerate(dag.stages)}
-    ordered = "".join([head, *sorted(entries, key=lambda entry: order.get(entry.partition("\n")[0], len(order)))])
-    if ordered != text:
-        beside = path.with_name(f".{path.name}.partial")
-        beside.write_text(ordered, encoding="utf-8")
-        beside.replace(path)
+    ordered = sorted(entries, key=lambda entry: order.get(entry.partition("\n")[0], len(order)))
+    if ordered != entries:
+        beside = root / ".dvc.lock.partial"
+        beside.write_text("".join([head, *ordered]), encoding="utf-8")
+        beside.replace(root / "dvc.lock")

@@ -9,11 +9,12 @@ from typing import Any
 
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.client.schemas import State
+from ruamel.yaml import YAML
 
 from flows.dag import read_dag
-from flows.dvc import dvc
-from flows.param_file import get_param
+from flows.param_file import flat, get_param
 from flows.plan import Plan
+from flows.process import follow
 
 KEY = "lockstep-report"
 LONG = 150  # characters of a run's name
@@ -73,24 +74,20 @@ async def publish(root: Path, rows: list[Row], logs: Path) -> None:
 
 async def report(root: Path, rows: list[Row], logs: Path) -> str:
     """Markdown: the result, the stages, the metrics beside the last commit's, and the pictures."""
-    parts = [f"- {name}: {text}" for name, text in result(root).items()]
-    stages = table(["stage", "state", "took", "why"], [cells(one) for one in rows])
+    dag = read_dag(root)
     ran = [one.stage for one in rows if one.state in ("Ran", "Restored")]
-    if not ran:
-        return "\n\n".join(["\n".join(parts), "## Stages", stages])
-    outs = [out for name in ran for out in read_dag(root).stages[name].outs if Path(out).suffix == ".png"]
-    return "\n\n".join(
-        [
-            "\n".join(parts),
-            "## Stages",
-            stages,
-            f"The whole output of each stage is in `{logs}`.",
-            "## Metrics, beside those of the last commit",
-            await metrics(root),
-            "## Pictures",
-            *(picture(root, out) for out in outs if (root / out).exists()),
-        ]
-    )
+    pictures = [out for name in ran for out in dag.stages[name].outs if Path(out).suffix == ".png"]
+    parts = [
+        "\n".join(f"- {name}: {text}" for name, text in result(root).items()),
+        "## Stages",
+        table(["stage", "state", "took", "why"], [cells(one) for one in rows]),
+        f"The whole output of each is in `{logs}`." if ran else "",
+        "## Metrics, beside those of the last commit",
+        await metrics(root),
+        "## Pictures" if pictures else "",
+        *(picture(root, out) for out in pictures if (root / out).exists()),
+    ]
+    return "\n\n".join(filter(None, parts))
 
 
 def cells(one: Row) -> list[str]:
@@ -106,16 +103,28 @@ def picture(root: Path, out: str) -> str:
 
 
 async def metrics(root: Path) -> str:
-    """Each metric now, in the last commit, and the difference, as DVC tells them."""
-    done = await dvc(["metrics", "diff", "--json", "--all"], root)
-    lines = [line for line in done.lines if line.startswith("{")]
-    if done.status or not lines:
-        return "There is no commit to compare with."
+    """Each metric in the last commit, now, and the difference."""
     rows = []
-    for path, values in sorted(json.loads(lines[-1]).items()):
-        for name, value in sorted(values.items()):
-            rows.append([f"{Path(path).stem}.{name}", *(shown(value.get(key)) for key in ("old", "new", "diff"))])
+    for path in [Path(file) for stage in read_dag(root).stages.values() for file in stage.metrics]:
+        now, before = numbers((root / path).read_text() if (root / path).exists() else ""), await committed(root, path)
+        for name in {**before, **now}:
+            pair = [before.get(name), now.get(name)]
+            both = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in pair)
+            difference = now[name] - before[name] if both else None
+            rows.append([f"{path.stem}.{name}", *map(shown, [*pair, difference])])
     return table(["metric", "last commit", "now", "difference"], rows)
+
+
+async def committed(root: Path, path: Path) -> dict[str, Any]:
+    """The metrics in HEAD's file; none without a commit."""
+    done = await follow(["git", "show", f"HEAD:./{path.as_posix()}"], root)
+    return {} if done.status else numbers("\n".join(done.lines))
+
+
+def numbers(text: str) -> dict[str, Any]:
+    """A metrics file's values by name; JSON is YAML."""
+    content = YAML(typ="safe", pure=True).load(text)
+    return flat(content) if isinstance(content, dict) else {}
 
 
 def shown(value: Any) -> str:

@@ -5,8 +5,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import prefect
 from prefect.deployments.runner import RunnerDeployment
@@ -17,7 +15,7 @@ from ruamel.yaml import YAML
 
 from flows.automation import set_up
 from flows.problem import Problem
-from flows.server import start
+from flows.server import HOST, answers, start
 from flows.terminal import main
 
 ROOT = Path(__file__).parent.parent
@@ -36,11 +34,8 @@ def command() -> None:
 def lasting() -> str:
     """The address of the server on the usual port of this machine; if none is there, one is started."""
     port = PREFECT_SERVER_API_PORT.value()
-    try:
-        with urlopen(f"http://127.0.0.1:{port}/api/health", timeout=5):
-            return f"http://127.0.0.1:{port}/api"
-    except (URLError, OSError):
-        return start(port, page=True)()
+    url = f"http://{HOST}:{port}/api"
+    return url if answers(url) else start(port, page=True)()
 
 
 def deployments(root: Path) -> list[RunnerDeployment]:

@@ -1,12 +1,12 @@
 """The Prefect server that runs report to: the one that is set, or a temporary one."""
 
+import os
 import socket
 import sys
 import time
 from collections.abc import Callable
 from subprocess import DEVNULL, PIPE, Popen
-from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 from prefect.settings import PREFECT_API_URL
 
@@ -14,6 +14,7 @@ from flows import supervisor
 from flows.environment import environment
 from flows.problem import Problem
 
+HOST = "127.0.0.1"
 STARTED = 90.0  # seconds in which a server must answer
 
 
@@ -27,43 +28,44 @@ def start(port: int, *, page: bool) -> Callable[[], str]:
 
     It lives as long as this process, however that ends, so that Prefect's last words at exit still reach it.
     """
+    for name in ("no_proxy", "NO_PROXY"):  # a proxy is not to be asked for what is on this machine
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), HOST]))
     quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_SERVER_UI_ENABLED": str(page).lower()}
-    program = [
-        "uvicorn",
-        "--factory",
-        "prefect.server.api.server:create_app",
-        "--lifespan",
-        "on",
-        "--log-level",
-        "error",
-    ]
-    command = [sys.executable, "-m", *program, "--host", "127.0.0.1", "--port", str(port)]
+    app = ("uvicorn", "--factory", "prefect.server.api.server:create_app", "--lifespan", "on", "--log-level", "error")
+    command = [sys.executable, "-m", *app, "--host", HOST, "--port", str(port)]
+    url = f"http://{HOST}:{port}/api"
     process = Popen(
         [sys.executable, "-I", "-S", supervisor.__file__, *command],
-        env={**environment(), **quiet, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"},
+        env={**environment(), **quiet, "PREFECT_API_URL": url},
         stdin=PIPE,
         stdout=DEVNULL,
         stderr=DEVNULL,
         start_new_session=True,
     )
-    return lambda: answered(process, f"http://127.0.0.1:{port}/api")
+    return lambda: answered(process, url)
 
 
 def answered(process: Popen[bytes], url: str) -> str:
     deadline = time.monotonic() + STARTED
     while process.poll() is None and time.monotonic() < deadline:
-        try:
-            with urlopen(f"{url}/health", timeout=5):  # noqa: S310, loopback
-                return url
-        except (URLError, OSError):
-            time.sleep(0.1)
+        if answers(url):
+            return url
+        time.sleep(0.1)
     raise Problem(
         "the temporary Prefect server does not start: `prefect server start` says why, or set PREFECT_API_URL"
     )
 
 
+def answers(url: str) -> bool:
+    try:
+        with build_opener(ProxyHandler({})).open(f"{url}/health", timeout=5):
+            return True
+    except OSError:
+        return False
+
+
 def free_port() -> int:
     with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
+        one.bind((HOST, 0))
         port: int = one.getsockname()[1]
         return port
