@@ -2,7 +2,7 @@
 
 import posixpath
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,13 @@ class Dag:
     def metrics(self, stage: str) -> Path:
         """The metrics file of a stage that has one."""
         return Path(self.stages[stage].metrics[0])
+
+    def nearest(self, name: str, among: Container[str]) -> tuple[str, ...]:
+        """The stages before this one; for each that is not among those that run, the ones before it."""
+        found: dict[str, None] = {}
+        for before in self.stages[name].upstream:
+            found |= dict.fromkeys([before] if before in among else self.nearest(before, among))
+        return tuple(found)
 
     def downstream(self, first: str) -> tuple[str, ...]:
         """The stage and all that come after it."""
@@ -122,10 +129,11 @@ def paths(entry: Mapping[str, Any], *kinds: str) -> tuple[str, ...]:
 
 
 def edges(deps: tuple[str, ...], outs: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
-    """The stages that make a dep, a folder around it, or something inside it."""
-    for name, made in outs.items():
-        if any(inside(dep, out) or inside(out, dep) for dep in deps for out in made):
-            yield name
+    """The stages that make a dep, a folder around it, or something inside it, in the order of the deps."""
+    found: dict[str, str] = {}
+    for dep in deps:
+        found |= {name: dep for name, made in outs.items() if any(inside(dep, out) or inside(out, dep) for out in made)}
+    yield from found
 
 
 def inside(path: str, folder: str) -> bool:

@@ -10,6 +10,7 @@ from flows.process import Ended, follow
 PAUSE = 0.3  # seconds between two looks at what others hold
 PATIENCE = 5  # looks, before a line says so
 BUSY = ("is busy, it is being blocked by", "Unable to acquire lock")
+ADVICE = ("(PID ", "If there are no processes with such PIDs")  # lines that come with it
 
 
 async def dvc(
@@ -17,31 +18,44 @@ async def dvc(
     root: Path,
     *,
     say: Callable[[str], None] | None = None,
+    wait: Callable[[str], None] | None = None,
     file: Path | None = None,
     limit: float | None = None,
 ) -> Ended:
-    """Run `dvc WORDS` in ROOT, as soon as other DVC commands let it; LIMIT is without the waiting."""
+    """Run `dvc WORDS` in ROOT, as soon as other DVC commands let it; LIMIT is without the waiting.
+
+    WAIT is told when it waits, SAY each line that is not about that.
+    """
     told = ""
     while True:
-        await lock_is_free(root, say)
-        done = await follow(["dvc", "--wait-for-lock", *words], root, say=say, file=file, limit=limit)
-        busy = [line for line in done.lines if line.startswith("ERROR") and any(word in line for word in BUSY)]
-        if done.status == 0 or not busy:
+        await lock_is_free(root, wait)
+        done = await follow(
+            ["dvc", "--wait-for-lock", *words],
+            root,
+            say=lambda line: say(line) if say and not about_waiting(line) else None,
+            file=file,
+            limit=limit,
+        )
+        if done.status == 0 or not any(line.startswith("ERROR") and about_waiting(line) for line in done.lines):
             return done
         holders = ", ".join(line.strip() for line in done.lines if line.strip().startswith("(PID"))
-        if say and told != holders:
-            say(f"Waiting for another DVC command: {holders}")
+        if wait and told != holders:
+            wait(f"Waiting for another DVC command: {holders}")
         told = holders
         await asyncio.sleep(PAUSE * PATIENCE)
 
 
-async def lock_is_free(root: Path, say: Callable[[str], None] | None) -> None:
+def about_waiting(line: str) -> bool:
+    return line.strip().startswith(ADVICE) or any(word in line for word in BUSY)
+
+
+async def lock_is_free(root: Path, wait: Callable[[str], None] | None) -> None:
     """Wait while another command holds DVC's lock: DVC itself waits without a word."""
     looks = 0
     while locked(root / ".dvc" / "tmp" / "lock"):
         looks += 1
-        if say and looks == PATIENCE:
-            say("Waiting for DVC's lock, which another DVC command holds")
+        if wait and looks == PATIENCE:
+            wait("Waiting for DVC's lock, which another DVC command holds")
         await asyncio.sleep(PAUSE)
 
 

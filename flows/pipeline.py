@@ -4,7 +4,7 @@ import asyncio
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
@@ -19,7 +19,7 @@ from flows.dag import Dag, Stage, read_dag, select
 from flows.dvc import dvc
 from flows.param_file import changed, flat, parsed, read_params, write_params
 from flows.parameters import check, overrides, stage_names
-from flows.plan import Plan, happened, in_order, make_plan, read_lock, unchecked
+from flows.plan import Plan, happened, in_order, lock_names, make_plan, read_lock, unchecked
 from flows.problem import Problem
 from flows.process import Ended
 from flows.report import Row, publish, result_table, row, summary, title
@@ -71,7 +71,7 @@ async def pipeline(
             state = outcome(rows)
             if state.is_completed():
                 await place.keep(commit_to, summary(rows), log.info)
-                log.info(result_table(place.path))
+                log.info(result_table(place.path) or "There is no result yet: not all stages have run")
             return state
     except Problem as problem:
         log.error(str(problem))
@@ -83,23 +83,37 @@ async def run_stages(
 ) -> tuple[list[Row], Path]:
     """Plan, check, and run each stage in its task as soon as those before it have ended; where the outputs are."""
     log, dag = get_run_logger(), read_dag(root)
-    selected, text = select(dag, only, first), changed(root / "params.yaml", changes)
-    params = {**flat(read_params(root / "params.yaml")), **changes}
-    plan, _ = await asyncio.gather(
-        make_plan(root, dag, selected, force, params), check(root, text, unchecked(root, dag, selected, params))
-    )
+    plan = await checked_plan(root, dag, select(dag, only, first), force, changes, log.info)
     if changes:
-        write_params(root / "params.yaml", text)
+        write_params(root / "params.yaml", changed(root / "params.yaml", changes))
     log.info(f"{plan}\n")
     await rename(title(plan))
     run = Run(root, dag, plan, force, ROOT / "logs" / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}-{flow_run.id[:8]}")
+    known = lock_names(root)
     async with asyncio.TaskGroup() as group:
         for name in plan.reasons:
             run.states[name] = group.create_task(run.stage(dag.stages[name]))
-    in_order(root, dag)
+    in_order(root, dag, known)
     rows = [row(name, done.result(), run.seconds.get(name)) for name, done in run.states.items()]
     log.info("\n" + "\n".join(map(str, rows)) + "\n")
     return rows, run.logs
+
+
+async def checked_plan(
+    root: Path,
+    dag: Dag,
+    selected: tuple[str, ...],
+    force: bool,
+    changes: Mapping[str, Any],
+    wait: Callable[[str], None],
+) -> Plan:
+    """What will run, once all params are known to be right."""
+    text = changed(root / "params.yaml", changes)
+    params = {**flat(read_params(root / "params.yaml")), **changes}
+    plan, _ = await asyncio.gather(
+        make_plan(root, dag, selected, force, params, wait), check(root, text, unchecked(root, dag, selected, params))
+    )
+    return plan
 
 
 class Run:
@@ -113,7 +127,7 @@ class Run:
 
     async def stage(self, stage: Stage) -> State[Any]:
         """The task run of a stage, when all before it have ended, however they did."""
-        before = {name: await self.states[name] for name in stage.upstream if name in self.states}
+        before = {name: await self.states[name] for name in self.dag.nearest(stage.name, self.plan.reasons)}
 
         async def repro() -> State[Any]:
             return await self.repro(stage, before)
@@ -149,6 +163,7 @@ class Run:
             ["repro", "--single-item", *(["--force"] if self.force else []), stage.name],
             self.root,
             say=lambda line: None if line.strip().startswith(HINTS) else log.info(line),
+            wait=log.info,
             file=self.logs / f"{stage.name}.log",
             limit=stage.policy.timeout_seconds,
         )
@@ -225,10 +240,9 @@ def command(
     """
     dag, changes = read_dag(ROOT), parsed(set_)
     chosen = select(dag, only, from_)
-    changed(ROOT / "params.yaml", changes)
+    changed(ROOT / "params.yaml", changes)  # all of them are there
     if plan:
-        params = {**flat(read_params(ROOT / "params.yaml")), **changes}
-        print(asyncio.run(make_plan(ROOT, dag, chosen, force, params)))
+        print(asyncio.run(checked_plan(ROOT, dag, chosen, force, changes, print)))
         return
     status = run_here(
         pipeline,

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,16 +32,24 @@ class Plan:
         return "\n".join(f"{name:<{width}}  {why or 'up to date'}" for name, why in self.reasons.items())
 
 
-async def make_plan(root: Path, dag: Dag, selected: tuple[str, ...], force: bool, params: Mapping[str, Any]) -> Plan:
-    """PARAMS are those that the run will work with."""
+async def make_plan(
+    root: Path,
+    dag: Dag,
+    selected: tuple[str, ...],
+    force: bool,
+    params: Mapping[str, Any],
+    wait: Callable[[str], None],
+) -> Plan:
+    """PARAMS are those that the run will work with; WAIT is told when other DVC commands are in the way."""
     if force:
         return Plan(dict.fromkeys(selected, "forced"))
-    status, recorded = await asyncio.gather(dvc_status(root), asyncio.to_thread(read_lock, root))
+    status, recorded = await asyncio.gather(dvc_status(root, wait), asyncio.to_thread(read_lock, root))
     reasons: dict[str, str] = {}
     for name in selected:
         stage = dag.stages[name]
-        why = "; ".join(planned(status.get(name, []), recorded.get(name), of_stage(params, stage)))
         before = [upstream for upstream in stage.upstream if reasons.get(upstream)]
+        made = {out for upstream in before for out in dag.stages[upstream].outs}
+        why = "; ".join(planned(status.get(name, []), recorded.get(name), of_stage(params, stage), made))
         reasons[name] = why or (f"after {', '.join(before)}" if before else "")
     return Plan(reasons)
 
@@ -60,8 +68,8 @@ def unchecked(root: Path, dag: Dag, selected: tuple[str, ...], params: Mapping[s
     ]
 
 
-def planned(status: list[Any], entry: Entry | None, params: Mapping[str, Any]) -> Iterator[str]:
-    """Why a stage is stale by itself; nothing if it is not."""
+def planned(status: list[Any], entry: Entry | None, params: Mapping[str, Any], made: set[str]) -> Iterator[str]:
+    """Why a stage is stale by itself, whatever becomes of what stages before it have MADE; nothing if it is not."""
     if entry is None:
         yield "never ran"
         return
@@ -69,7 +77,9 @@ def planned(status: list[Any], entry: Entry | None, params: Mapping[str, Any]) -
         yield "its command changed"
     yield from param_changes(locked_params(entry), params)
     kinds = {kind: paths for item in status if isinstance(item, dict) for kind, paths in item.items()}
-    deps = {path: word for path, word in kinds.get("changed deps", {}).items() if isinstance(word, str)}
+    deps = {
+        path: word for path, word in kinds.get("changed deps", {}).items() if isinstance(word, str) and path not in made
+    }
     yield from named("deps", [f"{path} {word}" for path, word in deps.items()])
     yield from named("outs", [f"{path} {word}" for path, word in kinds.get("changed outs", {}).items()])
     if "always changed" in status:
@@ -116,7 +126,7 @@ def locked_params(entry: Entry) -> dict[str, Any]:
 def read_lock(root: Path, *names: str) -> dict[str, Entry]:
     """What dvc.lock says of these stages, or of all."""
     _, entries = lock_entries(root)
-    wanted = [text for text in entries if not names or text.partition(":")[0].strip() in names]
+    wanted = [text for name, text in entries.items() if not names or name in names]
     try:
         stages: dict[str, Entry] = YAML(typ="safe", pure=True).load("".join(wanted)) or {}
     except YAMLError as error:
@@ -124,16 +134,20 @@ def read_lock(root: Path, *names: str) -> dict[str, Entry]:
     return stages
 
 
-def lock_entries(root: Path) -> tuple[str, list[str]]:
+def lock_names(root: Path) -> list[str]:
+    return [*lock_entries(root)[1]]
+
+
+def lock_entries(root: Path) -> tuple[str, dict[str, str]]:
     """dvc.lock's text: what stands above its stages, and each of them. One entry is read six times as fast as all."""
     path = root / "dvc.lock"
     head, *entries = re.split(r"(?m)^(?=  [^\s-])", path.read_text(encoding="utf-8") if path.exists() else "")
-    return head, entries
+    return head, {entry.partition(":")[0].strip(): entry for entry in entries}
 
 
-async def dvc_status(root: Path) -> dict[str, list[Any]]:
+async def dvc_status(root: Path, wait: Callable[[str], None]) -> dict[str, list[Any]]:
     """What DVC finds stale, by stage."""
-    done = await dvc(["status", "--json"], root)
+    done = await dvc(["status", "--json"], root, wait=wait)
     for line in done.lines:
         if line.startswith("{"):
             content: dict[str, list[Any]] = json.loads(line)
@@ -141,12 +155,12 @@ async def dvc_status(root: Path) -> dict[str, list[Any]]:
     raise Problem("\n".join(line for line in done.lines if line.startswith("ERROR")) or "\n".join(done.lines[-3:]))
 
 
-def in_order(root: Path, dag: Dag) -> None:
-    """Put dvc.lock's stages in the order in which `dvc repro` writes them: side by side they end as they please."""
+def in_order(root: Path, dag: Dag, known: Sequence[str]) -> None:
+    """Put dvc.lock's new stages in the order in which `dvc repro` adds them: side by side they end as they please."""
     head, entries = lock_entries(root)
-    order = {f"  {name}:": place for place, name in enumerate(dag.stages)}
-    ordered = sorted(entries, key=lambda entry: order.get(entry.partition("\n")[0], len(order)))
-    if ordered != entries:
+    places = {name: place for place, name in enumerate([*known, *(name for name in dag.stages if name not in known)])}
+    ordered = sorted(entries, key=lambda name: places.get(name, len(places)))
+    if ordered != [*entries]:
         beside = root / ".dvc.lock.partial"
-        beside.write_text("".join([head, *ordered]), encoding="utf-8")
+        beside.write_text("".join([head, *(entries[name] for name in ordered)]), encoding="utf-8")
         beside.replace(root / "dvc.lock")

@@ -18,6 +18,7 @@ from flows.process import follow
 
 KEY = "lockstep-report"
 LONG = 150  # characters of a run's name
+WORDS = {"TimedOut": "timed out", "UpToDate": "up to date"}
 EMBEDDED = 200_000  # bytes of a picture
 
 
@@ -53,7 +54,7 @@ def summary(rows: list[Row]) -> str:
         groups.setdefault(one.state, []).append(one)
     done = groups.get("Ran", [])
     said = [
-        f"{', '.join(one.stage for one in of)} {state[0].lower()}{state[1:]}"
+        f"{', '.join(one.stage for one in of)} {WORDS.get(state, state.lower())}"
         for state, of in groups.items()
         if state not in ("Ran", "UpToDate")
     ]

@@ -2,13 +2,15 @@
 
 import asyncio
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import prefect
+from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.deployments.runner import RunnerDeployment
 from prefect.flows import load_flow_from_entrypoint
+from prefect.runner import Runner
 from prefect.schedules import Cron, Interval, RRule, Schedule
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_API_PORT, temporary_settings
 from ruamel.yaml import YAML
@@ -28,7 +30,19 @@ def command() -> None:
     with temporary_settings({PREFECT_API_URL: PREFECT_API_URL.value() or lasting()}):
         asyncio.run(set_up())
         print(f"Serving the deployments of prefect.yaml on {PREFECT_API_URL.value()}", flush=True)
-        prefect.serve(*deployments(ROOT))
+        asyncio.run(served(deployments(ROOT)))
+
+
+async def served(made: list[RunnerDeployment]) -> None:
+    """Run them until a signal; then their runs are cancelled first. Prefect's own `serve` leaves them Running."""
+    runner = Runner(name="lockstep")
+    for deployment in made:
+        await runner.aadd_deployment(deployment)
+    running = asyncio.create_task(runner.start())
+    await asyncio.sleep(0)  # it sets its own handlers first
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, lambda: asyncio.create_task(runner.astop()))
+    await running
 
 
 def lasting() -> str:
@@ -44,14 +58,15 @@ def deployments(root: Path) -> list[RunnerDeployment]:
 
 
 def deployment(entry: dict[str, Any]) -> RunnerDeployment:
+    limit = entry.get("concurrency_limit")
+    os.environ.update(entry["work_pool"].get("job_variables", {}).get("env", {}))  # without a pool runs inherit it
     made = load_flow_from_entrypoint(entry["entrypoint"]).to_deployment(
         entry["name"],
         description=entry.get("description"),
         tags=entry.get("tags"),
         parameters=entry.get("parameters"),
         schedules=[schedule(item) for item in entry.get("schedules", [])],
-        concurrency_limit=entry.get("concurrency_limit"),
-        job_variables=entry["work_pool"].get("job_variables"),
+        concurrency_limit=ConcurrencyLimitConfig.model_validate(limit) if isinstance(limit, dict) else limit,
     )
     assert isinstance(made, RunnerDeployment)
     return made

@@ -6,9 +6,10 @@ import sys
 import time
 from collections.abc import Callable
 from subprocess import DEVNULL, PIPE, Popen
+from tempfile import mkdtemp
 from urllib.request import ProxyHandler, build_opener
 
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 
 from flows import supervisor
 from flows.environment import environment
@@ -36,13 +37,24 @@ def start(port: int, *, page: bool) -> Callable[[], str]:
     url = f"http://{HOST}:{port}/api"
     process = Popen(
         [sys.executable, "-I", "-S", supervisor.__file__, *command],
-        env={**environment(), **quiet, "PREFECT_API_URL": url},
+        env={**environment(), **quiet, **home(), "PREFECT_API_URL": url},
         stdin=PIPE,
         stdout=DEVNULL,
         stderr=DEVNULL,
         start_new_session=True,
     )
     return lambda: answered(process, url)
+
+
+def home() -> dict[str, str]:
+    """Where the server keeps its database: Prefect's own folder, or a temporary one where that cannot be written."""
+    folder = PREFECT_HOME.value().expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "prefect.db").open("ab").close()
+    except OSError:
+        return {"PREFECT_HOME": mkdtemp(prefix="prefect-")}
+    return {}
 
 
 def answered(process: Popen[bytes], url: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from cyclopts import App
 from prefect import State
+from prefect.exceptions import TerminationSignal
 from prefect.logging.configuration import setup_logging
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -26,6 +27,8 @@ def main(command: Callable[..., None], name: str) -> NoReturn:
         sys.exit(f"{name.rpartition('.')[2]}: {problem}")
     except KeyboardInterrupt:
         sys.exit(130)
+    except TerminationSignal as ended:
+        sys.exit(128 + ended.signal)
     sys.exit(0)
 
 

@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 import pytest
 from ruamel.yaml import YAML
 
+from flows.dag import read_dag
 from stages.common.params import Machine, Section
 
 ROOT = Path(__file__).parent.parent
@@ -87,7 +88,24 @@ def test_a_stage_is_a_function_of_its_name_with_a_test_file(name: str) -> None:
     assert DVC["stages"][name]["desc"]
 
 
+def test_the_prefect_task_of_a_stage_and_its_run_have_the_stages_name() -> None:
+    tree = ast.parse((ROOT / "flows" / "pipeline.py").read_text())
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "Task"]
+    words = [{word.arg: ast.unparse(word.value) for word in call.keywords} for call in calls]
+    assert [(of["name"], of["task_run_name"]) for of in words] == [("stage.name", "stage.name")]
+    assert {name: stage.name for name, stage in read_dag(ROOT).stages.items()} == {name: name for name in STAGES}
+
+
 # 2. dvc.yaml is the only file that knows a path or an edge.
+
+
+def test_the_edges_and_the_order_that_the_flow_reads_are_dvcs_own() -> None:
+    stages = read_dag(ROOT).stages
+    drawn = subprocess.run(["dvc", "dag", "--dot"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    lines = [line.strip(" ;").replace('"', "") for line in drawn.splitlines() if "->" in line]
+    assert {f"{before} -> {name}" for name, stage in stages.items() for before in stage.upstream} == set(lines)
+    lock = YAML(typ="safe", pure=True).load(committed("dvc.lock"))
+    assert list(stages) == list(lock["stages"])
 
 
 @each_stage

@@ -17,6 +17,8 @@ import psutil
 from conftest import ROOT
 from repositories import Done, commit, environment, run
 
+from flows import supervisor
+
 #       make
 #      /    \
 #   left    right
@@ -151,15 +153,17 @@ def prefect_server(home: Path, port: int) -> Iterator[str]:
     env = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
     env.pop("PREFECT_API_URL", None)
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    guarded = [sys.executable, supervisor.__file__, *command]  # ends it however the tests end
     with (home / "server.log").open("ab") as log:
-        process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(guarded, env=env, stdin=subprocess.PIPE, stdout=log, stderr=log)
     try:
         until(lambda: answers(f"http://127.0.0.1:{port}/api/health"), 120)
         yield f"http://127.0.0.1:{port}/api"
     finally:
         for child in psutil.Process(process.pid).children(recursive=True):
             child.kill()
-        process.kill()
+        assert process.stdin
+        process.stdin.close()
         process.wait()
 
 
