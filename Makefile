@@ -27,7 +27,7 @@ test-all: setup  ## the fast and the slow tests
 	python -m pytest -m "not gpu"
 
 test-ci: setup  ## the slow tests that CI runs
-	python -m pytest -m "slow and ci and not gpu"
+	python -m pytest -n 2 --dist loadfile -m "slow and ci and not gpu"
 
 check-lock: setup  ## see that dvc.lock is of what is committed: in a fresh clone every stage is skipped
 	@clone=$$(mktemp -d) && trap 'rm -rf "$$clone"' EXIT && git clone -q . "$$clone" && cd "$$clone" && \

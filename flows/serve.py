@@ -29,7 +29,6 @@ def command() -> None:
     os.chdir(ROOT)
     with temporary_settings({PREFECT_API_URL: PREFECT_API_URL.value() or lasting()}):
         asyncio.run(set_up())
-        print(f"Serving the deployments of prefect.yaml on {PREFECT_API_URL.value()}", flush=True)
         asyncio.run(served(deployments(ROOT)))
 
 
@@ -39,6 +38,7 @@ async def served(made: list[RunnerDeployment]) -> None:
     for deployment in made:
         await runner.aadd_deployment(deployment)
     running = asyncio.create_task(runner.start())
+    print(f"Serving {', '.join(one.name for one in made)} on {PREFECT_API_URL.value()}", flush=True)
     await asyncio.sleep(0)  # it sets its own handlers first
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, lambda: asyncio.create_task(runner.astop()))

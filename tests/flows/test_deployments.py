@@ -243,7 +243,7 @@ def test_one_process_serves_the_deployments_and_leaves_nothing_when_it_is_ended(
     chain: Path, server: str, number: signal.Signals
 ) -> None:
     with program(chain, server, "flows.serve") as process:
-        until(lambda: "Your deployments are being served" in output(chain), 60)
+        until(lambda: "Serving nightly, weekly-audit, on-demand, sweep on http" in output(chain), 60)
         made = deployments(server)
         assert sorted(made) == ["nightly", "on-demand", "sweep", "weekly-audit"]
         assert made["nightly"]["global_concurrency_limit"]["limit"] == 1
@@ -258,3 +258,5 @@ def test_one_process_serves_the_deployments_and_leaves_nothing_when_it_is_ended(
         process.send_signal(number)
         assert_nothing_is_left(chain, time.monotonic(), engines)
         assert process.wait(ENDED) == 0
+    assert "Traceback" not in output(chain).rpartition("Running stage 'long'")[2]
+    assert runs_of(server, "on-demand")[-1]["state_type"] == "CANCELLED"
