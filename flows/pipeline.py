@@ -132,13 +132,13 @@ class Run:
         async def repro() -> State[Any]:
             return await self.repro(stage, before)
 
-        policy = stage.policy
+        policy, fresh = stage.policy, self.fresh(stage, before)
         run: Any = Task(
             repro,
             name=stage.name,
             task_run_name=stage.name,
             description=stage.description,
-            tags=policy.tags,
+            tags=() if fresh else policy.tags,  # they may stand for a limited resource
             retries=policy.retries,
             retry_delay_seconds=list(policy.retry_delay_seconds) or None,
             retry_condition_fn=lambda *_: self.may_retry(stage),
@@ -149,12 +149,16 @@ class Run:
         state: State[Any] = await run(wait_for=edges, return_state=True)
         return state
 
+    def fresh(self, stage: Stage, before: dict[str, State[Any]]) -> bool:
+        """Whether DVC said at the start that there is nothing to do, and nothing has happened since."""
+        return not self.plan.reasons[stage.name] and all(state.name == "UpToDate" for state in before.values())
+
     async def repro(self, stage: Stage, before: dict[str, State[Any]]) -> State[Any]:
         """What becomes of a stage, once those before it became what they became."""
         log, reason = get_run_logger(), self.plan.reasons[stage.name]
         if failed := [name for name, state in before.items() if not state.is_completed()]:
             return Cancelled(name="Skipped", message=f"{', '.join(failed)} did not succeed")
-        if not reason and all(state.name == "UpToDate" for state in before.values()):
+        if self.fresh(stage, before):
             return Completed(name="UpToDate", message="Nothing that it depends on has changed")
         log.info(f"Starts: {reason or 'what it depends on may have changed'}")
         recorded, started = read_lock(self.root, stage.name).get(stage.name), time.monotonic()
