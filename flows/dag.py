@@ -4,6 +4,7 @@ import posixpath
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +67,20 @@ class Dag:
 
 def read_dag(root: Path) -> Dag:
     try:
-        content = YAML(typ="safe", pure=True).load(root / "dvc.yaml")
+        return parsed((root / "dvc.yaml").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Problem(f"{root / 'dvc.yaml'}: {error.strerror}: run this in the project's folder") from error
+
+
+@lru_cache
+def parsed(text: str) -> Dag:
+    try:
+        content = YAML(typ="safe", pure=True).load(text)
         entries: dict[str, dict[str, Any]] = content["stages"]
         plain(entries)
         outs = {name: paths(entry, "outs", "metrics", "plots") for name, entry in entries.items()}
         upstream = {name: tuple(edges(paths(entry, "deps"), outs)) for name, entry in entries.items()}
         stages = {name: stage(name, entries[name], upstream[name], outs[name]) for name in ordered(upstream)}
-    except OSError as error:
-        raise Problem(f"{root / 'dvc.yaml'}: {error.strerror}: run this in the project's folder") from error
     except (YAMLError, KeyError, TypeError, AttributeError) as error:
         raise Problem(f"dvc.yaml: not a pipeline: {' '.join(str(error).split())}: `dvc status` says more") from error
     return Dag(stages, {name: entry["path"] for name, entry in content.get("artifacts", {}).items()})

@@ -19,7 +19,7 @@ from flows.dag import Dag, Stage, read_dag, select
 from flows.dvc import dvc
 from flows.param_file import changed, flat, parsed, read_params, write_params
 from flows.parameters import check, overrides, stage_names
-from flows.plan import Plan, happened, in_order, lock_names, make_plan, read_lock, unchecked
+from flows.plan import Entry, Plan, dvc_status, happened, in_order, lock_names, make_plan, read_lock, unchecked
 from flows.problem import Problem
 from flows.process import Ended
 from flows.report import Row, publish, result_table, row, summary, title
@@ -110,10 +110,17 @@ async def checked_plan(
     """What will run, once all params are known to be right."""
     text = changed(root / "params.yaml", changes)
     params = {**flat(read_params(root / "params.yaml")), **changes}
-    plan, _ = await asyncio.gather(
-        make_plan(root, dag, selected, force, params, wait), check(root, text, unchecked(root, dag, selected, params))
-    )
-    return plan
+
+    async def reading() -> dict[str, Entry]:
+        recorded = await asyncio.to_thread(read_lock, root)
+        await check(root, text, unchecked(dag, selected, recorded, params))
+        return recorded
+
+    if force:
+        await reading()
+        return Plan(dict.fromkeys(selected, "forced"))
+    recorded, status = await asyncio.gather(reading(), dvc_status(root, wait))
+    return make_plan(dag, selected, status, recorded, params)
 
 
 class Run:
@@ -253,7 +260,7 @@ def command(
         only=only,
         from_stage=from_,
         force=force,
-        params=Overrides.model_validate(changes),
+        params=Overrides.model_validate(changes) if changes else None,
         where=where,
         commit_to=commit_to,
     )

@@ -1,6 +1,5 @@
 """What would run, and why: what dvc.lock recorded against what is here."""
 
-import asyncio
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,18 +31,14 @@ class Plan:
         return "\n".join(f"{name:<{width}}  {why or 'up to date'}" for name, why in self.reasons.items())
 
 
-async def make_plan(
-    root: Path,
+def make_plan(
     dag: Dag,
     selected: tuple[str, ...],
-    force: bool,
+    status: Mapping[str, list[Any]],
+    recorded: Mapping[str, Entry],
     params: Mapping[str, Any],
-    wait: Callable[[str], None],
 ) -> Plan:
-    """PARAMS are those that the run will work with; WAIT is told when other DVC commands are in the way."""
-    if force:
-        return Plan(dict.fromkeys(selected, "forced"))
-    status, recorded = await asyncio.gather(dvc_status(root, wait), asyncio.to_thread(read_lock, root))
+    """STATUS is what DVC finds stale, RECORDED what is in dvc.lock, PARAMS those that the run will work with."""
     reasons: dict[str, str] = {}
     for name in selected:
         stage = dag.stages[name]
@@ -54,17 +49,17 @@ async def make_plan(
     return Plan(reasons)
 
 
-def unchecked(root: Path, dag: Dag, selected: tuple[str, ...], params: Mapping[str, Any]) -> list[str]:
+def unchecked(
+    dag: Dag, selected: tuple[str, ...], recorded: Mapping[str, Entry], params: Mapping[str, Any]
+) -> list[str]:
     """The stages whose params are not those of their last run, which proved them right."""
-    recorded = read_lock(root)
     known = {name.partition(".")[0] for stage in dag.stages.values() for name in stage.params}
     if {name.partition(".")[0] for name in params} - known:
         return [*selected]  # a section that no stage reads
-    changed = [name for name in selected if name not in recorded]
-    return changed + [
+    return [
         name
         for name in selected
-        if name in recorded and locked_params(recorded[name]) != of_stage(params, dag.stages[name])
+        if name not in recorded or locked_params(recorded[name]) != of_stage(params, dag.stages[name])
     ]
 
 

@@ -1,5 +1,6 @@
 """What a person reads after a run: a short table, a name for the run, and a report as an artifact on Prefect's page."""
 
+import asyncio
 import base64
 import html
 import json
@@ -106,8 +107,9 @@ def picture(root: Path, out: str) -> str:
 async def metrics(root: Path) -> str:
     """Each metric in the last commit, now, and the difference."""
     rows = []
-    for path in [Path(file) for stage in read_dag(root).stages.values() for file in stage.metrics]:
-        now, before = numbers((root / path).read_text() if (root / path).exists() else ""), await committed(root, path)
+    paths = [Path(file) for stage in read_dag(root).stages.values() for file in stage.metrics]
+    for path, before in zip(paths, await asyncio.gather(*(committed(root, path) for path in paths)), strict=True):
+        now = numbers((root / path).read_text() if (root / path).exists() else "")
         for name in {**before, **now}:
             pair = [before.get(name), now.get(name)]
             both = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in pair)

@@ -4,13 +4,13 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
 from cyclopts import App
 from prefect import State
 from prefect.exceptions import TerminationSignal
-from prefect.logging.configuration import setup_logging
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.problem import Problem
@@ -38,9 +38,10 @@ def run_here(run: Any, temporary: Callable[[], str] | None = None, **parameters:
     TEMPORARY is a server that was started before.
     """
     temporary = temporary or serve()
-    with temporary_settings({PREFECT_API_URL: temporary()} if temporary else {}):
-        lines()
+    lines()
+    with ExitStack() as stack:
         if temporary:
+            stack.enter_context(temporary_settings({PREFECT_API_URL: temporary()}))
             logging.getLogger("prefect.engine").setLevel(logging.WARNING)  # it would name a page that ends with the run
         state: State[Any] = asyncio.run(run(**parameters, return_state=True))
     return 0 if state.is_completed() else 1
@@ -48,7 +49,6 @@ def run_here(run: Any, temporary: Callable[[], str] | None = None, **parameters:
 
 def lines() -> None:
     """Show what the flows say, and of Prefect itself the warnings alone."""
-    setup_logging()
     for logger in map(logging.getLogger, LOGGERS):
         logger.propagate = False
         logger.addHandler(Lines(sys.stdout))
