@@ -103,11 +103,11 @@ async def results(points: Points) -> list[dict[str, str]]:
     listed = await dvc(["exp", "show", "--csv", "--only-changed", "--drop", dropped(points, "rev")], ROOT)
     rows = list(csv.DictReader(line for line in listed.lines if "," in line))
     shown = [{**row, "Experiment": row["Experiment"] or "HEAD"} for row in rows if row.get("rev") != "workspace"]
-    return [
-        {name.rpartition("/")[2]: value for name, value in row.items() if name != "rev"}
-        for row in shown
-        if row["Experiment"] in ("HEAD", *points)
-    ]
+    order = ["HEAD", *points]
+    wanted = sorted(
+        (row for row in shown if row["Experiment"] in order), key=lambda row: order.index(row["Experiment"])
+    )
+    return [{name.rpartition("/")[2]: value for name, value in row.items() if name != "rev"} for row in wanted]
 
 
 def dropped(points: Points, *more: str) -> str:

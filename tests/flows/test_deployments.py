@@ -258,5 +258,4 @@ def test_one_process_serves_the_deployments_and_leaves_nothing_when_it_is_ended(
         process.send_signal(number)
         assert_nothing_is_left(chain, time.monotonic(), engines)
         assert process.wait(ENDED) == 0
-    assert "Traceback" not in output(chain).rpartition("Running stage 'long'")[2]
     assert runs_of(server, "on-demand")[-1]["state_type"] == "CANCELLED"
