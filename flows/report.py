@@ -83,7 +83,7 @@ async def report(root: Path, rows: list[Row], logs: Path) -> str:
         "\n".join(f"- {name}: {text}" for name, text in result(root).items()),
         "## Stages",
         table(["stage", "state", "took", "why"], [cells(one) for one in rows]),
-        f"The whole output of each is in `{logs}`." if ran else "",
+        f"The whole output of each is in `{logs.parent.name}/{logs.name}`." if ran else "",
         "## Metrics, beside those of the last commit",
         await metrics(root),
         "## Pictures" if pictures else "",
@@ -127,7 +127,8 @@ async def committed(root: Path, path: Path) -> dict[str, Any]:
 def numbers(text: str) -> dict[str, Any]:
     """A metrics file's values by name; JSON is YAML."""
     content = YAML(typ="safe", pure=True).load(text)
-    return flat(content) if isinstance(content, dict) else {}
+    values = flat(content) if isinstance(content, dict) else {}
+    return {name: value for name, value in values.items() if not isinstance(value, list)}
 
 
 def shown(value: Any) -> str:
