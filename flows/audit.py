@@ -44,7 +44,7 @@ async def audit(tolerance: float = 0.005) -> State[Any]:
 
 async def audited(root: Path, tolerance: float) -> tuple[State[Any], str]:
     """What came of it, and the outputs one by one."""
-    committed, machine, metrics = checksums(root), read_machine(root), read_metrics(root)
+    committed, machine, metrics = await checksums(root), read_machine(root), read_metrics(root)
     first = await anew(root)
     differ = [path for path in committed if first.get(path) != committed[path]]
     report = table(["output", "dvc.lock", "anew"], [[path, committed[path], first.get(path, "")] for path in committed])
@@ -73,11 +73,11 @@ async def anew(root: Path) -> Sums:
     rows, _ = await run_stages(root, (), None, True, {})
     if not outcome(rows).is_completed():
         raise Problem(f"A stage failed, so nothing was compared: {summary(rows)}")
-    return checksums(root)
+    return await checksums(root)
 
 
-def checksums(root: Path) -> Sums:
-    return {out["path"]: out["md5"] for entry in read_lock(root).values() for out in entry["outs"]}
+async def checksums(root: Path) -> Sums:
+    return {out["path"]: out["md5"] for entry in (await read_lock(root)).values() for out in entry.get("outs", [])}
 
 
 def read_machine(root: Path) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from prefect.events.schemas.events import ResourceSpecification
 
 NAME = "lockstep: end runs that show no sign of life"
 DIED = "No sign of life: its worker or machine died"
-PATIENCE = timedelta(seconds=120)  # four heartbeats of the deployments in prefect.yaml
+FLOWS = ["lockstep", "lockstep-audit", "lockstep-sweep"]
+PATIENCE = timedelta(seconds=120)  # four heartbeats, as pyproject.toml and prefect.yaml set them
 
 
 def automation() -> Automation:
@@ -24,6 +25,7 @@ def automation() -> Automation:
             after={"prefect.flow-run.heartbeat"},
             expect={"prefect.flow-run.*"},
             match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            match_related=ResourceSpecification({"prefect.resource.role": ["flow"], "prefect.resource.name": FLOWS}),
             for_each={"prefect.resource.id"},
             threshold=1,
             within=PATIENCE,

@@ -81,9 +81,10 @@ def parsed(text: str) -> Dag:
         outs = {name: paths(entry, "outs", "metrics", "plots") for name, entry in entries.items()}
         upstream = {name: tuple(edges(paths(entry, "deps"), outs)) for name, entry in entries.items()}
         stages = {name: stage(name, entries[name], upstream[name], outs[name]) for name in ordered(upstream)}
+        artifacts = {name: entry["path"] for name, entry in (content.get("artifacts") or {}).items()}
     except (YAMLError, KeyError, TypeError, AttributeError) as error:
         raise Problem(f"dvc.yaml: not a pipeline: {' '.join(str(error).split())}: `dvc status` says more") from error
-    return Dag(stages, {name: entry["path"] for name, entry in content.get("artifacts", {}).items()})
+    return Dag(stages, artifacts)
 
 
 def stage(name: str, entry: Mapping[str, Any], upstream: tuple[str, ...], outs: tuple[str, ...]) -> Stage:

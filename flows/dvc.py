@@ -2,8 +2,10 @@
 
 import asyncio
 import fcntl
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import IO
 
 from flows.process import Ended, follow
 
@@ -57,6 +59,26 @@ async def lock_is_free(root: Path, wait: Callable[[str], None] | None) -> None:
         if wait and looks == PATIENCE:
             wait("Waiting for DVC's lock, which another DVC command holds")
         await asyncio.sleep(PAUSE)
+
+
+@asynccontextmanager
+async def quiet(root: Path) -> AsyncIterator[None]:
+    """While no DVC command writes in ROOT: DVC rewrites dvc.lock in place, and holds its own lock meanwhile."""
+    path = root / ".dvc" / "tmp" / "lock"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a") as lock:
+        while not taken(lock):
+            await asyncio.sleep(0.05)
+        yield
+
+
+def taken(lock: IO[str]) -> bool:
+    """Whether the file could be locked, until it is closed."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def locked(path: Path) -> bool:

@@ -5,16 +5,19 @@ import csv
 import itertools
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 from prefect import State, Task, flow, get_run_logger
 from prefect.artifacts import acreate_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
+from pydantic import Field
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from flows.dvc import dvc
 from flows.environment import overrides, run
@@ -31,8 +34,12 @@ Points = dict[str, dict[str, Any]]  # the params of each experiment, by its name
 
 
 @flow(name="lockstep-sweep", persist_result=False)
-async def sweep(names: list[str] | None = None, grid: dict[str, list[Any]] | None = None, limit: int = 1) -> State[Any]:
-    """Run sets of experiments.yaml, and every point of a grid, each as a DVC experiment in a copy of HEAD.
+async def sweep(
+    names: list[str] | None = None,
+    grid: dict[str, list[Any]] | None = None,
+    limit: Annotated[int, Field(ge=1)] = 1,
+) -> State[Any]:
+    """Run sets of experiments.yaml, and every point of a grid, each as a DVC experiment in a copy of the folder.
 
     Args:
         names: sets of experiments.yaml
@@ -48,24 +55,28 @@ async def sweep(names: list[str] | None = None, grid: dict[str, list[Any]] | Non
         log.error(str(problem))
         return Failed(message=str(problem))
     states = dict(zip(points, await asyncio.gather(*(point(*item, turn) for item in points.items())), strict=True))
-    await acreate_table_artifact(await results(points), KEY, ", ".join(points))
+    await acreate_table_artifact(await results(points, log.info), KEY, ", ".join(points))
     failed = [name for name, state in states.items() if not state.is_completed()]
     if failed:
+        log.error(f"failed: {', '.join(failed)}")
         return Failed(message=f"failed: {', '.join(failed)}")
     return Completed(message=f"{len(points)} experiments: {', '.join(points)}")
 
 
 async def point(name: str, params: dict[str, Any], turn: asyncio.Semaphore) -> State[Any]:
-    """The task run of one experiment; a former one of its name is replaced."""
+    """The task run of one experiment. When it has succeeded, it replaces a former one of its name."""
+    new = f"{name}-new"
 
     async def experiment() -> State[Any]:
         async with turn:
-            log = get_run_logger()
-            await dvc(["exp", "remove", name], ROOT)
-            done = await dvc(["exp", "run", "--temp", "--name", name, *overrides(params)], ROOT, say=log.info)
-        return (
-            Failed(message="\n".join(done.lines[-10:])) if done.status else Completed(message=f"dvc exp apply {name}")
-        )
+            say = get_run_logger().info
+            await dvc(["exp", "remove", new], ROOT)  # what a run that was killed may have left
+            done = await dvc(["exp", "run", "--temp", "--name", new, *overrides(params)], ROOT, say=say, wait=say)
+            if not done.status:
+                done = await dvc(["exp", "rename", "--force", new, name], ROOT, say=say, wait=say)
+        if done.status:
+            return Failed(message="\n".join(done.lines[-10:]))
+        return Completed(message=f"dvc exp apply {name}")
 
     run: Any = Task(experiment, name="experiment", task_run_name=name, cache_policy=NO_CACHE)
     state: State[Any] = await run(return_state=True)
@@ -83,6 +94,8 @@ def chosen(names: list[str], grid: Mapping[str, list[Any]]) -> Points:
             else "name the experiments to run, or --all, or a grid"
         )
         raise Problem(f"{what}; experiments.yaml has {', '.join(known)}")
+    if empty := [key for key, values in grid.items() if not values]:
+        raise Problem(f"{', '.join(empty)}: no values to combine")
     points = {name.replace("_", "-"): known[name] for name in names}
     for values in itertools.product(*grid.values()) if grid else []:
         params = dict(zip(grid, values, strict=True))
@@ -94,13 +107,21 @@ def chosen(names: list[str], grid: Mapping[str, list[Any]]) -> Points:
 
 
 def read_experiments(root: Path) -> Points:
-    content: Points = YAML(typ="safe", pure=True).load(root / "experiments.yaml")
-    return content
+    path = root / "experiments.yaml"
+    try:
+        content = YAML(typ="safe", pure=True).load(path) or {}
+    except OSError as error:
+        raise Problem(f"{path.name}: {error.strerror}: it has the sets of params that have a name") from error
+    except YAMLError as error:
+        raise Problem(f"{path.name}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not all(isinstance(of, dict | None) for of in content.values()):
+        raise Problem(f"{path.name}: each entry is a set of params, as in 'name: {{train.epochs: 3}}'")
+    return {str(name): of or {} for name, of in content.items()}
 
 
-async def results(points: Points) -> list[dict[str, str]]:
+async def results(points: Points, wait: Callable[[str], None]) -> list[dict[str, str]]:
     """The rows of `dvc exp show` for these experiments and for the commit that they started from."""
-    listed = await dvc(["exp", "show", "--csv", "--only-changed", "--drop", dropped(points, "rev")], ROOT)
+    listed = await dvc(["exp", "show", "--csv", "--only-changed", "--drop", dropped(points, "rev")], ROOT, wait=wait)
     rows = list(csv.DictReader(line for line in listed.lines if "," in line))
     shown = [{**row, "Experiment": row["Experiment"] or "HEAD"} for row in rows if row.get("rev") != "workspace"]
     order = ["HEAD", *points]
@@ -120,9 +141,9 @@ def command(
     *names: str,
     every: Annotated[bool, Parameter(name="--all", negative=())] = False,
     grid: Annotated[tuple[str, ...], Parameter(name="-S", negative=())] = (),
-    limit: int = 1,
+    limit: Annotated[int, Parameter(validator=Number(gte=1))] = 1,
 ) -> None:
-    """Run the experiments NAMES of experiments.yaml, each in a copy of HEAD; then show the table.
+    """Run the experiments NAMES of experiments.yaml, each in a copy of the folder; then show the table.
 
     Parameters
     ----------

@@ -56,7 +56,7 @@ def flat(params: Mapping[str, Any]) -> dict[str, Any]:
 
 def parsed(words: Sequence[str]) -> dict[str, Any]:
     """["train.epochs=5"] as {"train.epochs": 5}, values read as YAML."""
-    changes = {}
+    changes: dict[str, Any] = {}
     for word in words:
         name, equals, value = word.partition("=")
         if not equals:
@@ -65,6 +65,8 @@ def parsed(words: Sequence[str]) -> dict[str, Any]:
             changes[name.strip()] = YAML(typ="safe", pure=True).load(value)
         except YAMLError as error:
             raise Problem(f"-S {word}: the value is not valid YAML") from error
+        if changes[name.strip()] is None:
+            raise Problem(f"-S {word}: has no value")
     return changes
 
 

@@ -14,6 +14,8 @@ from flows.param_file import load
 from flows.problem import Problem
 from flows.process import follow
 
+PLAIN: dict[type, Any] = {bool: bool, str: str, list: list[Any]}  # ruamel reads texts and numbers as types of its own
+
 
 class Overrides(BaseModel):
     """Params that the run changes first. {"train": {"epochs": 5}} and {"train.epochs": 5} say the same."""
@@ -47,13 +49,14 @@ def fields(section: CommentedMap) -> dict[str, Any]:
     return {
         key: (kind(value) | None, Field(None, description=f"{comment(section, key)} [{value}]".strip()))
         for key, value in section.items()
+        if isinstance(key, str)
     }
 
 
 def kind(value: object) -> Any:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return int | float
-    return list[Any] if isinstance(value, list) else type(value)
+    return next((plain for type_, plain in PLAIN.items() if isinstance(value, type_)), Any)
 
 
 def comment(section: CommentedMap, key: str) -> str:

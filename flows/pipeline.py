@@ -93,7 +93,7 @@ async def run_stages(
     async with asyncio.TaskGroup() as group:
         for name in plan.reasons:
             run.states[name] = group.create_task(run.stage(dag.stages[name]))
-    in_order(root, dag, known)
+    await in_order(root, dag, known)
     rows = [row(name, done.result(), run.seconds.get(name)) for name, done in run.states.items()]
     log.info("\n" + "\n".join(map(str, rows)) + "\n")
     return rows, run.logs
@@ -112,7 +112,7 @@ async def checked_plan(
     params = {**flat(read_params(root / "params.yaml")), **changes}
 
     async def reading() -> dict[str, Entry]:
-        recorded = await asyncio.to_thread(read_lock, root)
+        recorded = await read_lock(root)
         await check(root, text, unchecked(dag, selected, recorded, params))
         return recorded
 
@@ -168,7 +168,8 @@ class Run:
         if self.fresh(stage, before):
             return Completed(name="UpToDate", message="Nothing that it depends on has changed")
         log.info(f"Starts: {reason or 'what it depends on may have changed'}")
-        recorded, started = read_lock(self.root, stage.name).get(stage.name), time.monotonic()
+        recorded, started = (await read_lock(self.root, stage.name)).get(stage.name), time.monotonic()
+        self.exits.pop(stage.name, None)
         self.logs.mkdir(parents=True, exist_ok=True)
         done = await dvc(
             ["repro", "--single-item", *(["--force"] if self.force else []), stage.name],
@@ -179,7 +180,11 @@ class Run:
             limit=stage.policy.timeout_seconds,
         )
         self.seconds[stage.name] = self.seconds.get(stage.name, 0.0) + time.monotonic() - started
-        why = reason if self.force else happened(recorded, read_lock(self.root, stage.name).get(stage.name)) or reason
+        why = (
+            reason
+            if self.force
+            else happened(recorded, (await read_lock(self.root, stage.name)).get(stage.name)) or reason
+        )
         state = self.ended(stage, done, why)
         log.info(f"Ends: {state.name} after {self.seconds[stage.name]:.1f} s")
         return state
@@ -253,6 +258,8 @@ def command(
     chosen = select(dag, only, from_)
     changed(ROOT / "params.yaml", changes)  # all of them are there
     if plan:
+        if where != "tree":
+            raise Problem("--plan looks at the project's folder: leave --where out")
         print(asyncio.run(checked_plan(ROOT, dag, chosen, force, changes, print)))
         return
     status = run_here(

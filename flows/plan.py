@@ -1,5 +1,6 @@
 """What would run, and why: what dvc.lock recorded against what is here."""
 
+import asyncio
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from flows.dag import Dag, Stage
-from flows.dvc import dvc
+from flows.dvc import dvc, quiet
 from flows.param_file import flat
 from flows.problem import Problem
 
@@ -79,6 +80,8 @@ def planned(status: list[Any], entry: Entry | None, params: Mapping[str, Any], m
     yield from named("outs", [f"{path} {word}" for path, word in kinds.get("changed outs", {}).items()])
     if "always changed" in status:
         yield "always changed"
+    others = [path for path, word in kinds.get("changed deps", {}).items() if not isinstance(word, str)]
+    yield from named("params in", [path for path in others if path != "params.yaml"])
 
 
 def happened(before: Entry | None, after: Entry | None) -> str:
@@ -118,12 +121,13 @@ def locked_params(entry: Entry) -> dict[str, Any]:
     return flat(entry.get("params", {}).get("params.yaml", {}))
 
 
-def read_lock(root: Path, *names: str) -> dict[str, Entry]:
+async def read_lock(root: Path, *names: str) -> dict[str, Entry]:
     """What dvc.lock says of these stages, or of all."""
-    _, entries = lock_entries(root)
+    async with quiet(root):
+        _, entries = lock_entries(root)
     wanted = [text for name, text in entries.items() if not names or name in names]
     try:
-        stages: dict[str, Entry] = YAML(typ="safe", pure=True).load("".join(wanted)) or {}
+        stages: dict[str, Entry] = await asyncio.to_thread(YAML(typ="safe", pure=True).load, "".join(wanted)) or {}
     except YAMLError as error:
         raise Problem(f"dvc.lock: not valid YAML (a merge's conflict?): {' '.join(str(error).split())}") from error
     return stages
@@ -150,12 +154,13 @@ async def dvc_status(root: Path, wait: Callable[[str], None]) -> dict[str, list[
     raise Problem("\n".join(line for line in done.lines if line.startswith("ERROR")) or "\n".join(done.lines[-3:]))
 
 
-def in_order(root: Path, dag: Dag, known: Sequence[str]) -> None:
+async def in_order(root: Path, dag: Dag, known: Sequence[str]) -> None:
     """Put dvc.lock's new stages in the order in which `dvc repro` adds them: side by side they end as they please."""
-    head, entries = lock_entries(root)
     places = {name: place for place, name in enumerate([*known, *(name for name in dag.stages if name not in known)])}
-    ordered = sorted(entries, key=lambda name: places.get(name, len(places)))
-    if ordered != [*entries]:
-        beside = root / ".dvc.lock.partial"
-        beside.write_text("".join([head, *(entries[name] for name in ordered)]), encoding="utf-8")
-        beside.replace(root / "dvc.lock")
+    async with quiet(root):
+        head, entries = lock_entries(root)
+        ordered = sorted(entries, key=lambda name: places.get(name, len(places)))
+        if ordered != [*entries]:
+            beside = root / ".dvc.lock.partial"
+            beside.write_text("".join([head, *(entries[name] for name in ordered)]), encoding="utf-8")
+            beside.replace(root / "dvc.lock")

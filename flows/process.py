@@ -3,6 +3,7 @@
 import asyncio
 import codecs
 import re
+import signal
 import sys
 import time
 from collections import deque
@@ -67,14 +68,21 @@ async def follow(
 
 
 async def finished(process: asyncio.subprocess.Process) -> int:
-    """Its exit status, waited for also in a task that is being cancelled."""
-    waiting = asyncio.ensure_future(process.wait())
+    """Its exit status, waited for also in a task that is being cancelled, as long as a supervisor may need."""
+    waiting = asyncio.ensure_future(asyncio.wait_for(drained(process), 4 * supervisor.GRACE))
     while not waiting.done():
         try:
             await asyncio.wait([waiting])
         except asyncio.CancelledError:
             continue
-    return waiting.result()
+    return waiting.result() if waiting.exception() is None else 128 + signal.SIGKILL
+
+
+async def drained(process: asyncio.subprocess.Process) -> int:
+    """Whoever still writes must not be kept from ending by a full pipe."""
+    while process.stdout and await process.stdout.read(65536):
+        pass
+    return await process.wait()
 
 
 class Screen:

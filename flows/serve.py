@@ -40,8 +40,14 @@ async def served(made: list[RunnerDeployment]) -> None:
     running = asyncio.create_task(runner.start())
     print(f"Serving {', '.join(one.name for one in made)} on {PREFECT_API_URL.value()}", flush=True)
     await asyncio.sleep(0)  # it sets its own handlers first
+    asked = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, lambda: asyncio.create_task(runner.astop()))
+        asyncio.get_running_loop().add_signal_handler(number, asked.set)
+    waiting = asyncio.create_task(asked.wait())
+    await asyncio.wait([running, waiting], return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if not running.done():
+        await runner.astop()
     await running
 
 
@@ -76,7 +82,7 @@ def schedule(entry: dict[str, Any]) -> Schedule:
     kinds = [kind for kind in KINDS if kind in entry]
     if len(kinds) != 1:
         raise Problem(f"prefect.yaml: a schedule has one of {', '.join(KINDS)}, not {sorted(entry)}")
-    return KINDS[kinds[0]](entry[kinds[0]], timezone=entry.get("timezone", "UTC"))
+    return KINDS[kinds[0]](entry[kinds[0]], timezone=entry.get("timezone", "UTC"), active=entry.get("active", True))
 
 
 if __name__ == "__main__":

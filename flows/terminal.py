@@ -25,6 +25,11 @@ def main(command: Callable[..., None], name: str) -> NoReturn:
         App(name=name, default_command=command, result_action="return_none")()
     except Problem as problem:
         sys.exit(f"{name.rpartition('.')[2]}: {problem}")
+    except RuntimeError as error:
+        if "Failed to reach API" not in str(error):
+            raise
+        url = PREFECT_API_URL.value()
+        sys.exit(f"{name.rpartition('.')[2]}: no Prefect server answers at {url}: start it, or unset PREFECT_API_URL")
     except KeyboardInterrupt:
         sys.exit(130)
     except TerminationSignal as ended:

@@ -1,15 +1,15 @@
 """Where a run works: in the project's folder, or in a clean clone of its HEAD with the same DVC cache."""
 
-import fcntl
+import asyncio
 import itertools
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from flows.dvc import dvc
+from flows.dvc import dvc, taken
 from flows.problem import Problem
 from flows.process import Ended, follow
 
@@ -39,8 +39,11 @@ async def workspace(
     if branch and where == "tree":
         raise Problem("commit_to needs where=clone: in the project's folder it is you who commits")
     if where == "tree":
-        yield Workspace(home, home, remote=False)
+        async with alone(home, say):
+            yield Workspace(home, home, remote=False)
         return
+    if branch:
+        await git(home, "check-ref-format", "--branch", branch)
     if branch and await git(home, "branch", "--show-current") == [branch]:
         raise Problem(f"commit_to: {branch} is checked out in the project's folder; name another branch")
     with place(home) as path:
@@ -52,9 +55,26 @@ async def scratch(home: Path, say: Callable[[str], None]) -> AsyncIterator[Path]
     """A clone with what is there of the data, but with a cache of its own: what is made in it stays there."""
     with place(home) as path:
         await clone(home, path, say)
-        settings = [line for line in await setting_lines(home) if not line.startswith("cache.dir=")]
+        settings = {**await dvc_settings(home), "cache.dir": str(path / ".dvc" / "cache")}
         write_settings(path / ".dvc" / "config.local", settings)
         yield path
+
+
+@asynccontextmanager
+async def alone(home: Path, say: Callable[[str], None]) -> AsyncIterator[None]:
+    """While no other run works in the project's folder: they share params.yaml."""
+    path = home / ".dvc" / "tmp" / "lockstep.lock"
+    if not path.parent.parent.is_dir():
+        raise Problem(f"{home}: not a DVC project: run `dvc init` in it, or a clone of the project")
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w") as lock:
+        told = False
+        while not taken(lock):
+            if not told:
+                say("Waiting for another run in this folder")
+            told = True
+            await asyncio.sleep(0.5)
+        yield
 
 
 async def clone(home: Path, path: Path, say: Callable[[str], None]) -> Workspace:
@@ -62,9 +82,9 @@ async def clone(home: Path, path: Path, say: Callable[[str], None]) -> Workspace
     head = (await git(home, "rev-parse", "HEAD"))[-1]
     await git(home, "clone", "--quiet", "--no-checkout", ".", str(path))
     await git(path, "checkout", "--quiet", "--detach", head)
-    settings = await setting_lines(home)
+    settings = await dvc_settings(home)
     write_settings(path / ".dvc" / "config.local", settings)
-    remote = any(line.startswith("core.remote=") for line in settings)
+    remote = "core.remote" in settings
     say(f"Works in a clean clone of {head[:10]}" + (", with the remote's data" if remote else ""))
     if remote:
         await succeed(dvc(["pull", "--allow-missing"], path, say=say), "dvc pull")
@@ -73,18 +93,17 @@ async def clone(home: Path, path: Path, say: Callable[[str], None]) -> Workspace
     return Workspace(path, home, remote)
 
 
-async def setting_lines(home: Path) -> list[str]:
-    """DVC's settings with their paths made absolute, as name=value; where the cache is, among them."""
+async def dvc_settings(home: Path) -> dict[str, str]:
+    """DVC's settings with their paths made absolute, and where the cache is. The last level that sets one wins."""
     listed = (await dvc(["config", "--list"], home)).lines
     cache = (await succeed(dvc(["cache", "dir"], home), "dvc cache dir"))[-1]
-    return [*(line for line in listed if "=" in line and not line.startswith("cache.dir=")), f"cache.dir={cache}"]
+    return {**dict(line.split("=", 1) for line in listed if "=" in line), "cache.dir": cache}
 
 
-def write_settings(file: Path, lines: Sequence[str]) -> None:
-    """remote.storage.url=/a/b is the url of the section 'remote "storage"'."""
+def write_settings(file: Path, settings: Mapping[str, str]) -> None:
+    """remote.storage.url is the url of the section 'remote "storage"'."""
     sections: dict[str, list[str]] = {}
-    for line in lines:
-        name, _, value = line.partition("=")
+    for name, value in settings.items():
         section, _, rest = name.partition(".")
         inner, _, key = rest.rpartition(".")
         sections.setdefault(f"'{section} \"{inner}\"'" if inner else section, []).append(f'    {key} = "{value}"')
@@ -99,9 +118,7 @@ def place(home: Path) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
         with (folder / f"{number}.lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not taken(lock):
                 continue
             path = folder / str(number)
             shutil.rmtree(path, ignore_errors=True)
@@ -116,6 +133,17 @@ async def commit(path: Path, home: Path, branch: str, message: str) -> None:
     """Commit all that changed in PATH; its parents are what ran, and the branch as it was."""
     await git(path, "add", "--all")
     tree = (await git(path, "write-tree"))[-1]
+    for last in (False, False, True):  # another run may commit to the same branch meanwhile
+        try:
+            await commit_tree(path, home, branch, tree, message)
+        except Problem:
+            if last:
+                raise
+        else:
+            return
+
+
+async def commit_tree(path: Path, home: Path, branch: str, tree: str, message: str) -> None:
     parents = ["HEAD"]
     if known := await git(home, "for-each-ref", "--format=%(objectname)", f"refs/heads/{branch}"):
         await git(path, "fetch", "--quiet", str(home), f"refs/heads/{branch}")
@@ -129,7 +157,8 @@ async def commit(path: Path, home: Path, branch: str, message: str) -> None:
 async def git(folder: Path, *words: str) -> list[str]:
     done = await follow(["git", *words], folder)
     if done.status:
-        raise Problem(f"git {words[0]}: {' '.join(done.lines)}: a run in a clone needs a git repository with a commit")
+        needed = ": a run in a clone needs a git repository with a commit" if words[0] == "rev-parse" else ""
+        raise Problem(f"git {' '.join(words[:3])}: {' '.join(done.lines)}{needed}")
     return list(done.lines)
 
 

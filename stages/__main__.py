@@ -13,7 +13,7 @@ from stages.common.problem import Problem
 
 def check(*names: str, params: Path) -> None:
     """Name each wrong key of PARAMS in one line; NAMES are the stages to ask, otherwise all of them."""
-    problems = list(filter(None, [problem(params, name) for name in ["machine", *asked(names)]]))
+    problems = list(dict.fromkeys(filter(None, (problem(params, name) for name in ["machine", *asked(names)]))))
     print("\n".join(problems), file=sys.stderr, end="\n" if problems else "")
     sys.exit(1 if problems else 0)
 
