@@ -6,7 +6,10 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
+from prefect import get_client
+from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.deployments.runner import RunnerDeployment
 from prefect.flows import load_flow_from_entrypoint
@@ -36,7 +39,7 @@ async def served(made: list[RunnerDeployment]) -> None:
     """Run them until a signal; then their runs are cancelled first. Prefect's own `serve` leaves them Running."""
     runner = Runner(name="lockstep")
     for deployment in made:
-        await runner.aadd_deployment(deployment)
+        await placed(await runner.aadd_deployment(deployment))
     running = asyncio.create_task(runner.start())
     print(f"Serving {', '.join(one.name for one in made)} on {PREFECT_API_URL.value()}", flush=True)
     await asyncio.sleep(0)  # it sets its own handlers first
@@ -49,6 +52,12 @@ async def served(made: list[RunnerDeployment]) -> None:
     if not running.done():
         await runner.astop()
     await running
+
+
+async def placed(deployment: UUID) -> None:
+    """Runs start in this folder and in no pool: one that `prefect deploy` had made keeps its place otherwise."""
+    async with get_client() as client:
+        await client.update_deployment(deployment, DeploymentUpdate(path=str(ROOT), work_pool_name=None))
 
 
 def lasting() -> str:

@@ -141,6 +141,15 @@ def stage_processes(project: Path) -> list[psutil.Process]:
     return found
 
 
+def until_none_is_left(project: Path, seconds: float) -> None:
+    """Wait until no stage and no DVC of the project runs."""
+    try:
+        until(lambda: not stage_processes(project), seconds)
+    except AssertionError:
+        left = [(one.pid, one.ppid(), one.status(), one.cmdline()) for one in stage_processes(project)]
+        raise AssertionError(f"left after {seconds:.0f} s: {left}") from None
+
+
 def trace(project: Path) -> list[str]:
     """The stages in the order in which they began and ended."""
     file = project / "trace"

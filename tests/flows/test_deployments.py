@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from repositories import dvc, environment
-from toys import ask, free_port, new_toy, prefect_server, stage_processes, task_runs, trace, until
+from toys import ask, free_port, new_toy, prefect_server, task_runs, trace, until, until_none_is_left
 
 from flows.dvc import locked
 
@@ -88,7 +88,7 @@ def program(toy: Path, api: str, *words: str) -> Iterator[subprocess.Popen[bytes
             if one.is_running():
                 one.kill()
         process.wait()
-        until(lambda: not stage_processes(toy), 20)
+        until_none_is_left(toy, 20)
 
 
 def worker(toy: Path, api: str) -> Any:
@@ -138,7 +138,7 @@ def until_long_runs(toy: Path) -> None:
 
 
 def assert_nothing_is_left(toy: Path, since: float, engines: list[psutil.Process]) -> None:
-    until(lambda: not stage_processes(toy), ENDED - (time.monotonic() - since))
+    until_none_is_left(toy, ENDED - (time.monotonic() - since))
     assert not locked(toy / ".dvc" / "tmp" / "lock")
     assert "long" in dvc(toy, "status", "--json").stdout
     until(lambda: not any(one.is_running() for one in engines), ENDED)

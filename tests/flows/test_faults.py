@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from repositories import commit, dvc, environment, run
-from toys import flow, free_port, last_run, new_toy, prefect_server, stage_processes, task_runs, trace, until
+from toys import flow, free_port, last_run, new_toy, prefect_server, task_runs, trace, until, until_none_is_left
 
 from flows.dvc import locked
 
@@ -65,7 +65,7 @@ def running(toy: Path, api: str | None, *words: str, **more: str) -> Iterator[su
         if process.poll() is None:
             process.kill()
             process.wait()
-        until(lambda: not stage_processes(toy), 20)
+        until_none_is_left(toy, 20)
 
 
 def output(toy: Path) -> str:
@@ -73,7 +73,7 @@ def output(toy: Path) -> str:
 
 
 def assert_nothing_is_left(toy: Path, since: float) -> None:
-    until(lambda: not stage_processes(toy), ENDED - (time.monotonic() - since))
+    until_none_is_left(toy, ENDED - (time.monotonic() - since))
     assert not locked(toy / ".dvc" / "tmp" / "lock")
     assert "long" in dvc(toy, "status", "--json").stdout
 
@@ -170,7 +170,7 @@ def test_a_project_without_git_runs_in_its_folder_and_a_clone_of_it_is_refused_i
     assert (chain / "dvc.lock").read_text() == undisturbed
     done = flow(chain, "--where", "clone", api=api, status=1)
     assert [line for line in done.stdout.splitlines() if line] == [
-        "git rev-parse: fatal: not a git repository (or any of the parent directories): .git:"
+        "git rev-parse HEAD: fatal: not a git repository (or any of the parent directories): .git:"
         " a run in a clone needs a git repository with a commit"
     ]
     assert last_run(api)["state_type"] == "FAILED"
