@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from uuid import UUID
 from cyclopts import Parameter
 from prefect import State, Task, allow_failure, flow, get_client, get_run_logger
 from prefect.cache_policies import NO_CACHE
+from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 
@@ -90,9 +92,14 @@ async def run_stages(
     await rename(title(plan))
     run = Run(root, dag, plan, force, ROOT / "logs" / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}-{flow_run.id[:8]}")
     known = lock_names(root)
-    async with asyncio.TaskGroup() as group:
-        for name in plan.reasons:
-            run.states[name] = group.create_task(run.stage(dag.stages[name]))
+    try:
+        async with asyncio.TaskGroup() as group:
+            for name in plan.reasons:
+                run.states[name] = group.create_task(run.stage(dag.stages[name]))
+    except BaseExceptionGroup as several:  # Prefect raises in whatever runs when SIGTERM comes, also in a stage's task
+        if several.subgroup(TerminationSignal):
+            raise TerminationSignal(signal.SIGTERM) from None
+        raise
     await in_order(root, dag, known)
     rows = [row(name, done.result(), run.seconds.get(name)) for name, done in run.states.items()]
     log.info("\n" + "\n".join(map(str, rows)) + "\n")

@@ -12,6 +12,7 @@ import threading
 import time
 
 GRACE = 5.0  # seconds between asking a group to end and ending it
+DEAD = 1.0  # seconds for the system to clear away what it has ended; who adopts orphans may be slow to do so
 
 
 def main(command: list[str]) -> int:
@@ -31,8 +32,8 @@ def end_when_closed(group: int) -> None:
 
 def end(group: int) -> None:
     """TERM, then KILL, until no process of the group is left."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        deadline = time.monotonic() + GRACE
+    for number, seconds in ((signal.SIGTERM, GRACE), (signal.SIGKILL, DEAD)):
+        deadline = time.monotonic() + seconds
         with contextlib.suppress(ProcessLookupError, PermissionError):  # the group is gone
             os.killpg(group, number)
             while time.monotonic() < deadline:

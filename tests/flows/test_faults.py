@@ -85,7 +85,7 @@ def assert_the_next_run_succeeds(toy: Path, api: str, undisturbed: str) -> None:
     assert dvc(toy, "status", "--json").stdout.strip() == "{}"
 
 
-INTERRUPTED = ("CRASHED", "Execution was cancelled by the runtime environment.")
+INTERRUPTED = ("CRASHED", "Execution was")  # cancelled or aborted, and by what
 
 
 @pytest.mark.parametrize(
@@ -93,11 +93,11 @@ INTERRUPTED = ("CRASHED", "Execution was cancelled by the runtime environment.")
     [
         (signal.SIGINT, 130, INTERRUPTED),
         (signal.SIGTERM, 143, INTERRUPTED),
-        (signal.SIGKILL, -9, ("RUNNING", None)),  # nobody is left who could tell
+        (signal.SIGKILL, -9, ("RUNNING", "")),  # nobody is left who could tell
     ],
 )
 def test_a_run_that_a_signal_ends_leaves_nothing_and_the_next_one_succeeds(
-    chain: Path, api: str, undisturbed: str, number: signal.Signals, status: int, state: tuple[str, str | None]
+    chain: Path, api: str, undisturbed: str, number: signal.Signals, status: int, state: tuple[str, str]
 ) -> None:
     with running(chain, api) as process:
         until(lambda: trace(chain)[-1:] == ["long"], 60)
@@ -107,9 +107,25 @@ def test_a_run_that_a_signal_ends_leaves_nothing_and_the_next_one_succeeds(
         assert process.wait(ENDED) == status
     assert "Traceback" not in output(chain)
     one = last_run(api)
-    assert (one["state_type"], one["state"]["message"]) == state
+    assert one["state_type"] == state[0]
+    assert (one["state"]["message"] or "").startswith(state[1])
     assert task_runs(api, one["id"])["quick"] == ("COMPLETED", "Ran", "never ran")
     assert_the_next_run_succeeds(chain, api, undisturbed)
+
+
+def test_a_signal_in_the_middle_of_a_line_ends_the_run_no_worse(chain: Path, api: str) -> None:
+    stage = chain / "stages" / "long.py"
+    talk = "for _ in range(10**9): print('says more')"
+    stage.write_text(stage.read_text().replace("time.sleep(toy.seconds)", talk))
+    with running(chain, api) as process:
+        until(lambda: trace(chain)[-1:] == ["long"], 60)
+        time.sleep(1)
+        since = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert_nothing_is_left(chain, since)
+        assert process.wait(ENDED) in (143, -signal.SIGTERM)  # a shell calls both 143
+    assert "Traceback" not in output(chain)
+    assert last_run(api)["state_type"] == "CRASHED"
 
 
 def test_two_runs_at_once_both_end_well_and_no_stage_runs_twice(toy: Path, api: str) -> None:
