@@ -75,7 +75,7 @@ async def finished(process: asyncio.subprocess.Process) -> int:
             await asyncio.wait([waiting])
         except asyncio.CancelledError:
             continue
-    return waiting.result() if waiting.exception() is None else 128 + signal.SIGKILL
+    return 128 + signal.SIGKILL if isinstance(waiting.exception(), TimeoutError) else waiting.result()
 
 
 async def drained(process: asyncio.subprocess.Process) -> int:

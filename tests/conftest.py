@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import shutil
+import signal
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,8 @@ QUICK: dict[str, Any] = {
 }
 
 Params = Callable[..., Path]
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so would all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def write_params(path: Path, changes: dict[str, Any]) -> Path:

@@ -41,7 +41,7 @@ def audit(toy: Path, api: str, status: int, *words: str, **told: str) -> tuple[s
     before = {name: os.environ.get(name) for name in told}
     os.environ.update(told)
     try:
-        flow(toy, *words, api=api, status=status, module="flows.audit")
+        print(flow(toy, *words, api=api, status=status, module="flows.audit").stdout)
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
