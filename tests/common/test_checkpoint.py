@@ -96,23 +96,27 @@ def test_the_source_that_runs_is_that_of_the_stages() -> None:
     assert all(ROOT / "stages" in file.parents for file in files)
 
 
-def test_a_folder_is_held_by_one_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    order = []
+def test_a_folder_is_held_by_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    waiting = threading.Event()
+
+    def say(line: str) -> None:
+        order.append(line)
+        waiting.set()
 
     def second() -> None:
         with held(tmp_path):
             order.append("second")
 
+    monkeypatch.setattr(module, "say", say)
     with held(tmp_path):
-        assert capsys.readouterr().out == ""
+        assert not order
         other = threading.Thread(target=second)
         other.start()
-        output = ""
-        while "waiting for it to end" not in output:
-            output += capsys.readouterr().out
+        assert waiting.wait(60)
         order.append("first")
     other.join()
-    assert order == ["first", "second"]
+    assert order == [f"another training works with {tmp_path}: waiting for it to end", "first", "second"]
 
 
 def test_a_killed_holder_holds_no_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
