@@ -3,7 +3,7 @@ PYTHON ?= python3
 SHELL := /bin/sh
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all test-ci lint check-lock serve-flows experiments lock clean
+.PHONY: help setup run test test-all test-ci lint check-lock serve-flows bench bench-pipeline bench-onnx bench-flow experiments lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -40,6 +40,18 @@ lint: setup  ## ruff and mypy
 
 serve-flows: setup  ## serve the deployments of prefect.yaml and their schedules, without a worker or a pool
 	@python -m flows.serve
+
+bench: setup  ## the published recipes and ours side by side; ONLY="quick standard" SEEDS=5 chooses
+	@python -m benchmarks.training --plot docs/speed.png $(foreach name,$(ONLY),--only $(name)) $(if $(SEEDS),--seeds $(SEEDS))
+
+bench-pipeline: setup  ## each stage's overhead and memory, a run with nothing to do, ten times the data
+	@python -m benchmarks.pipeline
+
+bench-onnx: setup  ## the exported file in ONNX Runtime beside the network in PyTorch
+	@python -m benchmarks.inference
+
+bench-flow: setup  ## what the flow costs over dvc repro
+	@python benchmarks/flow_overhead.py
 
 experiments: setup  ## NAMES="reference_a reference_b" or NAMES=--all: run sets of experiments.yaml and show them
 	@python -m flows.experiments $(NAMES)

@@ -1,7 +1,9 @@
 """Splits in; trained weights, the history of the training, a report and the record of the machine out."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -15,27 +17,34 @@ from stages.common.checkpoint import Checkpoint, held, key
 from stages.common.command import run, say
 from stages.common.device import prepare, record
 from stages.common.history import COLUMNS, History
-from stages.common.models import Classifier, Name, build
-from stages.common.optimizers import Optimizer, Schedule, build_optimizer, learning_rate, set_learning_rate
+from stages.common.models import Classifier, Name, build, whiten
+from stages.common.optimizers import Optimizer, Rule, Schedule, build_optimizer, share
 from stages.common.params import Machine, Section, read_section
 from stages.common.problem import Problem
+from stages.common.ranks import Ranks, joined, spawned
 from stages.common.splits import About, Split, read_about, read_images, read_labels
 from stages.common.weights import Header, parameters, write_weights
 from stages.common.whole import write_json
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
 
 class Train(Section):
     model: Name
+    width: int = Field(ge=1, le=4096)
+    stem: Literal["learned", "whitened"]
     seed: int = Field(ge=0)
     epochs: float = Field(ge=0, le=10_000)
     min_steps: int = Field(ge=1)
     batch: int = Field(ge=1, le=1_000_000)
     shuffle: bool
     normalize: Literal["dataset", "none"]
-    optimizer: Optimizer
+    optimizer: Rule
     learning_rate: float = Field(gt=0)
+    muon_rate: float = Field(gt=0)
     momentum: float = Field(ge=0, lt=1)
     nesterov: bool
+    betas: tuple[Beta, Beta] = Field(strict=False)
     weight_decay: float = Field(ge=0)
     schedule: Schedule
     warmup: float = Field(ge=0, le=1)
@@ -47,6 +56,7 @@ class Train(Section):
     monitor: Literal["validation", "test", "none"]
     keep: Literal["last", "best"]
     points: int = Field(ge=1, le=10_000)
+    processes: int = Field(ge=1, le=4096)
 
     @model_validator(mode="after")
     def consistent(self) -> "Train":
@@ -69,33 +79,37 @@ def train(
     checkpoint_seconds: float = 5.0,
 ) -> None:
     """Fit `train.model` to SPLITS; a killed training goes on from its checkpoint, and ends with the same bytes."""
+    arguments = dict(locals())
     section, machine = read_section(params, "train", Train), read_section(params, "machine", Machine)
     about = read_about(splits)
     check(section, about)
-    with held(checkpoints):
-        device = prepare(machine)
+    if spawned("stages.train", arguments, section.processes):
+        return
+    device = prepare(machine)
+    with (
+        joined(device, section.processes) as ranks,
+        ranks.places(weights, history, report, environment, checkpoints) as places,
+        held(places[-1]),
+    ):
+        weights, history, report, environment, checkpoints = places
         made_on = record(device, machine.threads)
-        network = fresh(section, about).to(device)
-        batches = Batches(
-            *load(splits, "train"), size=section.batch, shuffle=section.shuffle, seed=section.seed, device=device
-        )
+        images, labels = load(splits, "train", device)
+        network = fresh(section, about, images[:3000]).to(memory_format=torch.channels_last).to(device)
+        batches = Batches(images, labels, section.batch, section.shuffle, section.seed, ranks)
         steps = max(section.min_steps, round(section.epochs * batches.per_epoch))
-        rows = History(history, steps=steps, points=section.points, per_epoch=batches.per_epoch)
+        rows = History(history, steps, section.points, batches.per_epoch, ranks)
         work = {"params": section.model_dump(), "made_on": made_on}
         checkpoint = Checkpoint(checkpoints, key(work, list(splits.iterdir())), checkpoint_seconds)
-        fit(
-            section,
-            network,
-            batches,
-            None if section.monitor == "none" else load(splits, section.monitor),
-            rows,
-            checkpoint,
-        )
-        write_weights(weights, network, Header.of(section.model, about, section.model_dump()))
+        monitored = None if section.monitor == "none" else load(splits, section.monitor, device)
+        started = time.perf_counter()
+        fit(section, network, batches, monitored, rows, checkpoint, ranks)
+        seconds = time.perf_counter() - started
+        write_weights(weights, network, Header.of(section.model, section.width, about, section.model_dump()))
         write_json(report, summary(section, network, rows))
         write_json(environment, made_on)
         checkpoint.remove()
-    say(f"{section.model}: {parameters(network)} parameters, {steps} steps on {device.type}; weights in {weights}")
+    size = f"{parameters(network)} parameters"
+    say(f"{section.model}: {size}, {steps} steps in {seconds:.2f} s on {device.type}; weights in {weights}")
 
 
 def fit(
@@ -105,36 +119,32 @@ def fit(
     monitored: tuple[Tensor, Tensor] | None,
     history: History,
     checkpoint: Checkpoint,
+    ranks: Ranks,
 ) -> None:
     """Run the steps that a checkpoint does not have; leaves the network with its last, or its best, weights."""
-    optimizer = build_optimizer(
-        section.optimizer,
-        network.parameters(),
-        momentum=section.momentum,
-        nesterov=section.nesterov,
-        weight_decay=section.weight_decay,
-    )
-    done, best = resume(checkpoint, network, optimizer, history)
+    optimizer = built(section, network)
+    done, best = resume(ranks.first(checkpoint.load()), network, optimizer, history)
     history.write()
+    forward = ranks.share(network)
     for step in tqdm(range(done, history.steps), initial=done, total=history.steps, unit="step", disable=None):
-        rate = learning_rate(section.schedule, section.learning_rate, section.warmup, step, history.steps)
-        set_learning_rate(optimizer, rate)
         images, labels = batches.at(step)
         images = augmented(section, images, batches.chance(step))
         with torch.autocast(images.device.type, torch.bfloat16, enabled=section.precision == "bfloat16"):
-            logits = answer(section, network, images)
+            logits = answer(section, forward, images)
             loss = functional.cross_entropy(logits, labels, label_smoothing=section.label_smoothing)
-        optimizer.zero_grad()
+        network.zero_grad()
         loss.backward()
-        optimizer.step()
-        history.note(step, rate, loss, logits, labels)
+        now = share(section.schedule, section.warmup, step, history.steps)
+        optimizer.step(now)
+        history.note(step, now * section.learning_rate, loss, logits, labels)
         if history.due(step):
+            ranks.equal(network)
             measured = measure(network, *monitored, section.label_smoothing) if monitored else None
-            history.add(step, rate, measured)
+            history.add(step, now * section.learning_rate, measured)
             if section.keep == "best" and measured and (best is None or measured[1] > best["accuracy"]):
                 best = {"accuracy": measured[1], "weights": copied(network)}
         if checkpoint.due():
-            state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "best": best}
+            state = {"network": network.state_dict(), "optimizer": optimizer.state(), "best": best}
             checkpoint.save({"steps": step + 1, "history": history.state(), **state})
     if best:
         network.load_state_dict(best["weights"])
@@ -151,26 +161,45 @@ def check(section: Train, about: About) -> None:
         )
 
 
-def fresh(section: Train, about: About) -> Classifier:
+def fresh(section: Train, about: About, images: Tensor) -> Classifier:
     torch.manual_seed(section.seed)
     plain = [0.0] * about.channels, [1.0] * about.channels
     mean, std = (about.mean, about.std) if section.normalize == "dataset" else plain
-    return build(section.model, about.size, about.channels, len(about.classes), mean, std)
+    network = build(section.model, section.width, about.size, about.channels, len(about.classes), mean, std)
+    if section.stem == "whitened":
+        whiten(network, images.cpu())
+    return network
 
 
-def load(splits: Path, split: Split) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(read_images(splits, split)), torch.from_numpy(read_labels(splits, split))
+def load(splits: Path, split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
+    """On a CPU the images stay on disk until they are touched; a GPU has them all before the first step."""
+    return torch.from_numpy(read_images(splits, split)).to(device), torch.from_numpy(read_labels(splits, split)).to(
+        device
+    )
+
+
+def built(section: Train, network: Classifier) -> Optimizer:
+    return build_optimizer(
+        section.optimizer,
+        network,
+        rate=section.learning_rate,
+        muon_rate=section.muon_rate,
+        momentum=section.momentum,
+        nesterov=section.nesterov,
+        betas=section.betas,
+        weight_decay=section.weight_decay,
+    )
 
 
 def resume(
-    checkpoint: Checkpoint, network: Classifier, optimizer: torch.optim.Optimizer, history: History
+    state: dict[str, Any] | None, network: Classifier, optimizer: Optimizer, history: History
 ) -> tuple[int, dict[str, Any] | None]:
     """Bring everything to the state that was saved last; gives the steps done and the best weights so far."""
-    state = checkpoint.load()
     if state is None:
         return 0, None
     network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
+    for tensor, saved in zip(optimizer.state(), state["optimizer"], strict=True):
+        tensor.copy_(saved)
     history.restore(state["history"])
     say(f"going on from step {state['steps']} of {history.steps}")
     return state["steps"], state["best"]
@@ -184,12 +213,11 @@ def augmented(section: Train, images: Tensor, chance: torch.Generator) -> Tensor
     return images
 
 
-def answer(section: Train, network: Classifier, images: Tensor) -> Tensor:
+def answer(section: Train, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     try:
-        logits: Tensor = network(images)
+        return network(images)
     except ValueError as error:  # batch norm asks for more than one number a channel
         raise Problem(f"train.batch: {len(images)} is too few for {section.model} at this size: {error}") from None
-    return logits
 
 
 @torch.no_grad()
@@ -198,9 +226,9 @@ def measure(network: Classifier, images: Tensor, labels: Tensor, smoothing: floa
     network.eval()
     loss = hits = 0.0
     for some, theirs in zip(images.split(1000), labels.split(1000), strict=True):
-        logits, wanted = network(some.to(network.mean.device)), theirs.to(network.mean.device)
-        loss += float(functional.cross_entropy(logits, wanted, reduction="sum", label_smoothing=smoothing))
-        hits += int((logits.argmax(1) == wanted).sum())
+        logits = network(some)
+        loss += float(functional.cross_entropy(logits, theirs, reduction="sum", label_smoothing=smoothing))
+        hits += int((logits.argmax(1) == theirs).sum())
     network.train()
     return loss / len(labels), hits / len(labels)
 

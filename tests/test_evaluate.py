@@ -214,8 +214,8 @@ def test_colour_images_of_classes_with_any_name_are_drawn_in_colour(first: str, 
              "channels": 3, "size": 28, "counts": {}, "counts_by_class": {}, "mean": [0.5], "std": [0.5]}  # fmt: skip
     (splits / "about.json").write_text(json.dumps(about))
     known = {name: about[name] for name in ("size", "channels", "classes", "dataset", "origin", "preparation")}
-    header = Header(architecture="reference_e", params={}, **known)  # type: ignore[arg-type]
-    write_weights(tmp_path / "w", build("reference_e", 28, 3, 2, [0.5] * 3, [0.5] * 3), header)
+    header = Header(architecture="reference_e", width=8, params={}, **known)  # type: ignore[arg-type]
+    write_weights(tmp_path / "w", build("reference_e", 8, 28, 3, 2, [0.5] * 3, [0.5] * 3), header)
     evaluated(tmp_path, params({"evaluate.min_accuracy": 0.0}), splits, tmp_path / "w")
     assert {row["actual"] for row in table(tmp_path / "predictions.csv")} == {first, "a very long class name"}
     with Image.open(tmp_path / "first_nine.png") as page:

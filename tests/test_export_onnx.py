@@ -150,9 +150,9 @@ def test_other_networks_and_colour_are_exported_with_its_arithmetic(name: Name, 
     about = {"dataset": "own", "origin": "here", "preparation": "resize", "classes": ["Öl", "水", "c"], "channels": 3,
              "size": 20, "counts": {}, "counts_by_class": {}, "mean": [0.5], "std": [0.5]}  # fmt: skip
     (splits / "about.json").write_text(json.dumps(about))
-    network = build(name, 20, 3, 3, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    network = build(name, 8, 20, 3, 3, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
     network(torch.from_numpy(images))  # moves the running statistics of batch normalisation
-    write_weights(tmp_path / "w", network, Header.of(name, read_about(splits), {}))
+    write_weights(tmp_path / "w", network, Header.of(name, 8, read_about(splits), {}))
     exported(tmp_path, params(), splits, tmp_path / "w")
     found = session(tmp_path).run(["logits"], {"image": images})[0]
     with torch.no_grad():

@@ -18,8 +18,10 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
+from toys import until
 
 from stages import train as module
+from stages.common import checkpoint
 from stages.common.checkpoint import held
 from stages.common.problem import Problem
 from stages.common.splits import read_about, read_images, read_labels
@@ -39,6 +41,9 @@ PLAIN = {  # each variant below changes one thing of it
     "train.points": 3,
     "train.optimizer": "adam",
     "train.learning_rate": 0.002,
+    "train.momentum": 0.0,
+    "train.nesterov": False,
+    "train.betas": [0.9, 0.999],
     "train.schedule": "constant",
     "train.label_smoothing": 0.0,
     "train.shift": 0,
@@ -162,6 +167,10 @@ def test_the_history_grows_whole_row_by_whole_row_while_it_trains(made: Path, tm
         {"train.optimizer": "sgd", "train.learning_rate": 0.05},
         {"train.optimizer": "sgd", "train.learning_rate": 0.02, "train.momentum": 0.9},
         {"train.optimizer": "sgd", "train.learning_rate": 0.02, "train.momentum": 0.9, "train.nesterov": True},
+        {"train.optimizer": "muon", "train.learning_rate": 0.01, "train.muon_rate": 0.1},
+        {"train.optimizer": "muon", "train.learning_rate": 0.01, "train.muon_rate": 0.05, "train.momentum": 0.6},
+        {"train.betas": [0.8, 0.9]},
+        {"train.stem": "whitened"},
         {"train.weight_decay": 0.01},
         {"train.schedule": "one-cycle", "train.learning_rate": 0.005},
         {"train.label_smoothing": 0.1},
@@ -194,7 +203,7 @@ def test_nesterov_is_not_plain_momentum(made: Path, tmp_path: Path, params: Any)
     assert not torch.equal(both[0]["head.weight"], both[1]["head.weight"])
 
 
-@pytest.mark.parametrize("model", ["compact", "reference_a", "reference_b", "reference_c", "reference_e"])
+@pytest.mark.parametrize("model", ["compact", "deep", "reference_a", "reference_b", "reference_c", "reference_e"])
 def test_every_network_trains_on_colour_too(model: str, tmp_path: Path, params: Any) -> None:
     splits = write_splits(tmp_path / "splits")
     trained(tmp_path, params({**PLAIN, "train.model": model, "train.batch": 20}), splits)
@@ -402,7 +411,7 @@ def test_the_checkpoint_of_other_data_is_not_used(
 
 
 def test_a_second_training_waits_until_the_first_is_done(
-    made: Path, tmp_path: Path, params: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    made: Path, tmp_path: Path, params: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     choices, fit = params({**PLAIN, "train.epochs": 1}), module.fit
     working: list[int] = []
@@ -415,15 +424,15 @@ def test_a_second_training_waits_until_the_first_is_done(
         fit(*given)
         working.pop()
 
+    lines: list[str] = []
     monkeypatch.setattr(module, "fit", counted)
+    monkeypatch.setattr(checkpoint, "say", lines.append)
     both = [threading.Thread(target=trained, args=(tmp_path, choices, made / "splits")) for _ in range(2)]
     with held(tmp_path / "checkpoints"):
         for each in both:
             each.start()
-        output = ""
-        while output.count("another training works with") < 2:
-            output += capsys.readouterr().out
-        assert "waiting for it to end" in output
+        until(lambda: len(lines) == 2, 60)
+        assert all("waiting for it to end" in line for line in lines)
         assert not most
     for each in both:
         each.join()
@@ -470,7 +479,7 @@ def test_images_too_small_for_the_network_are_refused(model: str, tmp_path: Path
 
 def test_a_batch_of_one_image_trains_or_is_refused_in_one_line(tmp_path: Path, params: Any) -> None:
     """Where batch normalisation sees one pixel of one image, it has nothing to normalise by."""
-    splits = write_splits(tmp_path / "splits", train=4, size=16)
+    splits = write_splits(tmp_path / "splits", train=4, size=20)
     with pytest.raises(Problem, match=r"train\.batch"):
         trained(tmp_path, params({**PLAIN, "train.model": "compact", "train.batch": 1}), splits)
 
@@ -550,7 +559,7 @@ def test_a_param_that_is_not_right_is_named_before_any_work(
 
 def test_nesterov_without_momentum_is_refused(made: Path, tmp_path: Path, params: Any) -> None:
     with pytest.raises(Problem, match="nesterov: true needs a momentum above 0"):
-        trained(tmp_path, params({"train.nesterov": True}), made / "splits")
+        trained(tmp_path, params({"train.momentum": 0.0, "train.nesterov": True}), made / "splits")
 
 
 def test_missing_splits_are_named_with_the_command_that_makes_them(tmp_path: Path, params: Any) -> None:

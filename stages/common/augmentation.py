@@ -1,4 +1,7 @@
-"""Random changes of whole batches of images, on their device; the edge goes on outwards."""
+"""Random changes of whole batches of images, to floats in 0..255; the edge goes on outwards.
+
+The numbers are drawn on the CPU, and so are the same for every device.
+"""
 
 import math
 
@@ -6,20 +9,21 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
+GROUP = 16  # neighbours in a batch that make the same move: a batch is in random order, and a copy each would cost
+
 
 def shifted(images: Tensor, pixels: int, generator: Generator) -> Tensor:
-    """Each image moved by whole pixels, up to `pixels` in both directions. Keeps uint8."""
-    count, channels, height, width = images.shape
-    moves = torch.randint(-pixels, pixels + 1, (2, count, 1), generator=generator, device=images.device)
-    rows = (torch.arange(height, device=images.device) + moves[0]).clamp(0, height - 1)
-    columns = (torch.arange(width, device=images.device) + moves[1]).clamp(0, width - 1)
-    moved = images.gather(2, rows[:, None, :, None].expand(count, channels, height, width))
-    return moved.gather(3, columns[:, None, None, :].expand(count, channels, height, width))
+    """Each group of images moved by whole pixels, up to `pixels` in both directions."""
+    height, width = images.shape[2:]
+    wider = functional.pad(images.float(), [pixels] * 4, mode="replicate")
+    moves = torch.randint(2 * pixels + 1, (-(-len(images) // GROUP), 2), generator=generator).tolist()
+    groups = zip(wider.split(GROUP), moves, strict=True)
+    return torch.cat([group[:, :, down : down + height, right : right + width] for group, (down, right) in groups])
 
 
 def warped(images: Tensor, degrees: float, zoom: float, generator: Generator) -> Tensor:
-    """Each image turned by up to `degrees` and scaled by up to the share `zoom`, both ways. Gives floats in 0..255."""
-    draw = torch.rand(2, len(images), generator=generator, device=images.device) * 2 - 1
+    """Each image turned by up to `degrees` and scaled by up to the share `zoom`, both ways."""
+    draw = torch.rand(2, len(images), generator=generator).to(images.device) * 2 - 1
     angle, scale = draw[0] * math.radians(degrees), 1 + draw[1] * zoom
     cosine, sine, zero = torch.cos(angle) / scale, torch.sin(angle) / scale, torch.zeros_like(angle)
     matrices = torch.stack([torch.stack([cosine, -sine, zero], 1), torch.stack([sine, cosine, zero], 1)], 1)

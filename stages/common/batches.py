@@ -5,36 +5,48 @@ import hashlib
 import torch
 from torch import Generator, Tensor
 
+from stages.common.ranks import Ranks
+
 
 class Batches:
-    """An epoch is cut into batches of at most `size` images, equal to within one image."""
+    """An epoch is cut into batches of at most `size` images, equal to within one image; ranks share each of them."""
 
     def __init__(
-        self, images: Tensor, labels: Tensor, *, size: int, shuffle: bool, seed: int, device: torch.device
+        self,
+        images: Tensor,
+        labels: Tensor,
+        size: int,
+        shuffle: bool,
+        seed: int,
+        ranks: Ranks = Ranks(),  # noqa: B008, frozen
     ) -> None:
-        self.images, self.labels, self.device = images, labels, device
-        self.per_epoch = -(-len(images) // size)
-        self.shuffle, self.seed = shuffle, seed
+        self.images, self.labels = images, labels
+        self.per_epoch = -(-len(self.images) // size)
+        self.shuffle, self.seed, self.ranks = shuffle, seed, ranks
         self.order: tuple[int, Tensor] | None = None
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """The images and labels of a step, on the device."""
+        """The images and labels of a step, or this process's share of them, where the data are."""
         epoch, index = divmod(step, self.per_epoch)
         start, stop = (len(self.images) * part // self.per_epoch for part in (index, index + 1))
-        members = self.shuffled(epoch)[start:stop] if self.shuffle else slice(start, stop)
-        return self.images[members].to(self.device), self.labels[members].to(self.device)
+        part = slice(start + self.ranks.rank, stop, self.ranks.world)
+        members = self.shuffled(epoch)[part] if self.shuffle else part
+        if isinstance(members, slice):
+            return self.images[members], self.labels[members]
+        images = self.images.flatten(1).index_select(0, members)  # whole rows: many times as fast as by pixel
+        return images.view(-1, *self.images.shape[1:]), self.labels[members]
 
     def shuffled(self, epoch: int) -> Tensor:
         if self.order is None or self.order[0] != epoch:
-            generator = seeded(torch.device("cpu"), self.seed, "order", epoch)
-            self.order = epoch, torch.randperm(len(self.images), generator=generator)
+            generator = seeded(self.seed, "order", epoch)
+            self.order = epoch, torch.randperm(len(self.images), generator=generator).to(self.images.device)
         return self.order[1]
 
     def chance(self, step: int) -> Generator:
-        """The random numbers of a step's augmentation, on the device."""
-        return seeded(self.device, self.seed, "augmentation", step)
+        """The random numbers of a step's augmentation."""
+        return seeded(self.seed, "augmentation", step, self.ranks.rank)
 
 
-def seeded(device: torch.device, *parts: int | str) -> Generator:
+def seeded(*parts: int | str) -> Generator:
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+    return Generator().manual_seed(int.from_bytes(digest[:7], "big"))

@@ -1,5 +1,6 @@
 """The machine that a stage computes on: its device and threads set, and what of it decides the bytes."""
 
+import ctypes
 import importlib.metadata
 import os
 
@@ -9,17 +10,21 @@ from threadpoolctl import threadpool_limits
 from stages.common.params import Machine
 from stages.common.problem import Problem
 
+# glibc's M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD, in bytes.
+KEEP = {-3: 32 << 20, -1: 1 << 30, -2: 64 << 20}
 # A change of one of these may change the bytes of what the stages write.
 LIBRARIES = ("torch", "numpy", "onnx", "onnxscript", "scikit-learn")
 
 
 def prepare(machine: Machine) -> torch.device:
     """The device that the section names, with `threads` threads and deterministic algorithms."""
+    keep_memory()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it where it is to be deterministic
     torch.set_num_threads(machine.threads)
     threadpool_limits(machine.threads)  # of the libraries that are loaded; those to come read the environment
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(machine.threads))
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms(True), which imports a compiler first
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nobody reads it
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # float32 means float32
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -27,6 +32,13 @@ def prepare(machine: Machine) -> torch.device:
     if not there[name]:
         raise Problem(f"machine.device: {name} is not available here; set it to auto or cpu")
     return torch.device(name)
+
+
+def keep_memory() -> None:
+    """Have glibc keep what is freed: each step asks for the same megabytes again, and every new page costs a fault."""
+    libc = ctypes.CDLL(None)
+    for option, size in KEEP.items() if hasattr(libc, "mallopt") else ():
+        libc.mallopt(option, size)
 
 
 def record(device: torch.device, threads: int) -> dict[str, str | int | dict[str, str]]:

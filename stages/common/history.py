@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stages.common.command import say
 from stages.common.problem import Problem
+from stages.common.ranks import Ranks
 from stages.common.whole import write_csv
 
 COLUMNS = ("step", "epoch", "learning_rate", "loss", "accuracy", "monitor_loss", "monitor_accuracy")
@@ -16,18 +17,17 @@ LOOK = 50  # steps between two looks at the numbers: a GPU waits for whoever loo
 
 
 class History:
-    def __init__(self, path: Path, *, steps: int, points: int, per_epoch: int) -> None:
-        self.path, self.steps, self.per_epoch = path, steps, per_epoch
+    def __init__(self, path: Path, steps: int, points: int, per_epoch: int, ranks: Ranks = Ranks()) -> None:  # noqa: B008, frozen
+        self.path, self.steps, self.per_epoch, self.ranks = path, steps, per_epoch, ranks
         self.points = min(points, steps)
         self.rows: list[list[Any]] = []
         self.sums = [0.0, 0.0, 0.0]  # loss, hits and images since the last row
-        self.unseen: list[tuple[int, float, Tensor, Tensor]] = []  # step, rate, loss and hits since the last look
+        self.unseen: list[tuple[int, float, Tensor, Tensor, int]] = []  # the same of each step since the last look
 
     def note(self, step: int, rate: float, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Remember a step's training loss and hits."""
         hits = (logits.detach().argmax(1) == labels).sum()
-        self.unseen.append((step + 1, rate, loss.detach() * len(labels), hits))
-        self.sums[2] += len(labels)
+        self.unseen.append((step + 1, rate, loss.detach() * len(labels), hits, len(labels)))
         if len(self.unseen) == LOOK:
             self.look()
 
@@ -35,16 +35,17 @@ class History:
         """Add up what was remembered; a loss that is not finite ends the training."""
         if not self.unseen:
             return
-        steps, rates, *parts = zip(*self.unseen, strict=True)
-        losses, hits = (torch.stack(part).double().cpu() for part in parts)
-        if len(wrong := losses.isfinite().logical_not().nonzero()):
+        steps, rates, losses, hits, images = zip(*self.unseen, strict=True)
+        loss = torch.stack(losses)
+        noted = torch.stack([loss, torch.stack(hits).to(loss), loss.new_tensor(images)], 1)
+        numbers = self.ranks.total(noted).cpu().double()
+        if len(wrong := numbers[:, 0].isfinite().logical_not().nonzero()):
             first = int(wrong[0])
             raise Problem(
                 f"the loss is not finite at step {steps[first]} of {self.steps}, learning rate {rates[first]:.3g}: "
                 "lower train.learning_rate"
             )
-        self.sums[0] += float(losses.sum())
-        self.sums[1] += float(hits.sum())
+        self.sums = [had + new for had, new in zip(self.sums, numbers.sum(0).tolist(), strict=True)]
         self.unseen = []
 
     def due(self, step: int) -> bool:

@@ -5,10 +5,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from stages.common.problem import Problem
 
-Name = Literal["compact", "reference_a", "reference_b", "reference_c", "reference_e"]
+FLAT = 0.05  # patches and directions that vary by less, in units of the pixels' standard deviation, are left alone
+
+Name = Literal["compact", "deep", "reference_a", "reference_b", "reference_c", "reference_e"]
 
 
 class Classifier(nn.Module):
@@ -25,7 +28,7 @@ class Classifier(nn.Module):
 
     def hidden(self, image: Tensor) -> Tensor:
         """What the last layer decides by: (batch, features)."""
-        features: Tensor = self.body((image.float() / 255 - self.mean) / self.std)
+        features: Tensor = self.body((image.float() - 255 * self.mean) / (255 * self.std))
         return features
 
     def forward(self, image: Tensor) -> Tensor:
@@ -33,23 +36,60 @@ class Classifier(nn.Module):
         return logits
 
 
-def compact(channels: int) -> nn.Sequential:
+def compact(channels: int, width: int) -> nn.Sequential:
     """Ours: the first convolution halves the picture, so that the wide layers see few pixels."""
     return nn.Sequential(
-        nn.Conv2d(channels, 32, 5, stride=2, padding=2),
-        nn.ReLU(),
-        nn.Conv2d(32, 64, 3, bias=False),
+        nn.Conv2d(channels, width, 5, stride=2),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(width, 2 * width, 3, bias=False),
         nn.MaxPool2d(2),
-        nn.BatchNorm2d(64),
-        nn.ReLU(),
-        nn.Conv2d(64, 128, 3, bias=False),
-        nn.BatchNorm2d(128),
-        nn.ReLU(),
-        nn.Flatten(),
+        Centred(2 * width),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(2 * width, 4 * width, 3, bias=False),
+        Centred(4 * width),
+        nn.ReLU(inplace=True),
+        Flat(),
     )
 
 
-def reference_a(channels: int) -> nn.Sequential:
+def deep(channels: int, width: int) -> nn.Sequential:
+    """Ours, for the last tenths: `compact` with two convolutions where that has one."""
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 5, stride=2),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(width, 2 * width, 3, padding=1, bias=False),
+        Centred(2 * width),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(2 * width, 2 * width, 3, bias=False),
+        nn.MaxPool2d(2),
+        Centred(2 * width),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(2 * width, 4 * width, 3, padding=1, bias=False),
+        Centred(4 * width),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(4 * width, 4 * width, 3, bias=False),
+        Centred(4 * width),
+        nn.ReLU(inplace=True),
+        Flat(),
+    )
+
+
+class Flat(nn.Module):
+    """Features position by position, the order in which channels-last memory has them: nothing is copied."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features.permute(0, 2, 3, 1).flatten(1)
+
+
+class Centred(nn.BatchNorm2d):
+    """Batch norm for short trainings: statistics that follow quickly, a learnt shift, and no learnt scale."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, momentum=0.4)
+        self.weight.requires_grad_(False)
+
+
+def reference_a(channels: int, _: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels, 16, 5, padding=2),
         nn.ReLU(),
@@ -61,7 +101,7 @@ def reference_a(channels: int) -> nn.Sequential:
     )
 
 
-def reference_b(channels: int) -> nn.Sequential:
+def reference_b(channels: int, _: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels, 16, 3, padding=1),
         nn.ReLU(),
@@ -73,7 +113,7 @@ def reference_b(channels: int) -> nn.Sequential:
     )
 
 
-def reference_c(channels: int) -> nn.Sequential:
+def reference_c(channels: int, _: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels, 6, 3, padding=2),
         nn.ReLU(),
@@ -85,7 +125,7 @@ def reference_c(channels: int) -> nn.Sequential:
     )
 
 
-def reference_e(channels: int) -> nn.Sequential:
+def reference_e(channels: int, _: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels, 10, 5),
         nn.MaxPool2d(2),
@@ -98,8 +138,9 @@ def reference_e(channels: int) -> nn.Sequential:
 
 
 # The convolutions, and the widths of the linear layers between them and the output.
-ZOO: dict[Name, tuple[Callable[[int], nn.Sequential], tuple[int, ...]]] = {
+ZOO: dict[Name, tuple[Callable[[int, int], nn.Sequential], tuple[int, ...]]] = {
     "compact": (compact, ()),
+    "deep": (deep, ()),
     "reference_a": (reference_a, ()),
     "reference_b": (reference_b, (512, 128)),
     "reference_c": (reference_c, (120, 84)),
@@ -108,16 +149,36 @@ ZOO: dict[Name, tuple[Callable[[int], nn.Sequential], tuple[int, ...]]] = {
 
 
 def build(
-    name: Name, size: int, channels: int, classes: int, mean: Sequence[float], std: Sequence[float]
+    name: Name, width: int, size: int, channels: int, classes: int, mean: Sequence[float], std: Sequence[float]
 ) -> Classifier:
-    """The named network with fresh weights, drawn from torch's global generator."""
-    convolutions, widths = ZOO[name]
-    body = convolutions(channels)
-    width = flat(name, body, size, channels)
-    for wide in widths:
-        body.extend([nn.Linear(width, wide), nn.ReLU()])
-        width = wide
-    return Classifier(body, nn.Linear(width, classes), mean, std)
+    """The named network, its fresh weights drawn from torch's global generator; references have their own widths."""
+    convolutions, hidden = ZOO[name]
+    body = convolutions(channels, width)
+    features = flat(name, body, size, channels)
+    for wide in hidden:
+        body.extend([nn.Linear(features, wide), nn.ReLU()])
+        features = wide
+    return Classifier(body, nn.Linear(features, classes), mean, std)
+
+
+@torch.no_grad()
+def whiten(network: Classifier, images: Tensor) -> None:
+    """Give the first convolution the principal directions of the images' patches, to equal strength, and freeze it.
+
+    Each direction is there with both signs, since a ReLU lets but one through. A filter for which there is no direction
+    keeps its random weights.
+    """
+    stem = next(layer for layer in network.body if isinstance(layer, nn.Conv2d))
+    pixels = (images.float() - 255 * network.mean) / (255 * network.std)
+    patches = functional.unfold(pixels, stem.kernel_size, stride=3).transpose(1, 2).flatten(0, 1)
+    patches = patches[patches.std(1) > FLAT]
+    strengths, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
+    half = min(len(stem.weight) // 2, len(strengths))
+    filters = (directions / (strengths + FLAT).sqrt()).T.flip(0)[:half]
+    stem.weight[: 2 * half] = torch.cat([filters, -filters]).view_as(stem.weight[: 2 * half])
+    if stem.bias is not None:
+        stem.bias.zero_()
+    stem.requires_grad_(False)
 
 
 def flat(name: Name, body: nn.Sequential, size: int, channels: int) -> int:

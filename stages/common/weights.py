@@ -21,6 +21,7 @@ class Header(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     architecture: Name
+    width: int
     size: int
     channels: int
     classes: list[str]
@@ -30,9 +31,9 @@ class Header(pydantic.BaseModel):
     params: dict[str, Any]  # train's section, for the record
 
     @staticmethod
-    def of(architecture: Name, about: About, params: dict[str, Any]) -> "Header":
+    def of(architecture: Name, width: int, about: About, params: dict[str, Any]) -> "Header":
         known = about.model_dump(include={"size", "channels", "classes", "dataset", "origin", "preparation"})
-        return Header(architecture=architecture, params=params, **known)
+        return Header(architecture=architecture, width=width, params=params, **known)
 
 
 def write_weights(path: Path, network: Classifier, header: Header) -> None:
@@ -61,7 +62,7 @@ def read_weights(path: Path) -> tuple[Classifier, Header]:
             f"{path}: its header's {where} {wrong['input']!r} is not known: {wrong['msg']}; run `dvc repro -f train`"
         ) from None
     ones = [1.0] * header.channels  # mean and std come with the weights
-    network = build(header.architecture, header.size, header.channels, len(header.classes), ones, ones)
+    network = build(header.architecture, header.width, header.size, header.channels, len(header.classes), ones, ones)
     try:
         network.load_state_dict(tensors)
     except RuntimeError:

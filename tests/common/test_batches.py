@@ -1,18 +1,21 @@
 """Batches: whole batches by step, each image once an epoch, random numbers from seed and step alone."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from stages.common.batches import Batches
+from stages.common.ranks import Ranks
 
-CPU = torch.device("cpu")
+ALONE = Ranks()
 
 
-def batches(count: int, size: int, *, shuffle: bool = True, seed: int = 0) -> Batches:
+def batches(count: int, size: int, *, shuffle: bool = True, seed: int = 0, ranks: Ranks = ALONE) -> Batches:
     """Images that say their own index in every pixel, and so do the labels."""
     labels = torch.arange(count)
     images = labels[:, None, None, None].expand(count, 1, 4, 4).to(torch.uint8)
-    return Batches(images, labels, size=size, shuffle=shuffle, seed=seed, device=CPU)
+    return Batches(images, labels, size, shuffle, seed, ranks)
 
 
 @pytest.mark.parametrize(("count", "size"), [(100, 32), (100, 7), (100, 100), (100, 1000), (3, 2), (5, 1)])
@@ -70,11 +73,22 @@ def test_no_image_is_touched_one_by_one() -> None:
     class Counted(torch.Tensor):
         looks = 0
 
-        def __getitem__(self, index: object) -> torch.Tensor:
+        @classmethod
+        def __torch_function__(cls, *arguments: Any, **named: Any) -> Any:
             Counted.looks += 1
-            return torch.Tensor.__getitem__(self, index)  # type: ignore[index]
+            return super().__torch_function__(*arguments, **named)
 
     images = torch.zeros(1000, 1, 4, 4, dtype=torch.uint8).as_subclass(Counted)
-    data = Batches(images, torch.zeros(1000).long(), size=500, shuffle=True, seed=0, device=CPU)
-    data.at(0)
-    assert Counted.looks == 1
+    Batches(images, torch.zeros(1000).long(), 500, True, 0).at(0)
+    assert 0 < Counted.looks < 20
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_ranks_share_each_batch_among_them(shuffle: bool) -> None:
+    whole = batches(100, 30, shuffle=shuffle)
+    parts = [batches(100, 30, shuffle=shuffle, ranks=Ranks(rank, 3)) for rank in range(3)]
+    for step in range(8):
+        shares = [part.at(step)[1].tolist() for part in parts]
+        assert sorted(label for share in shares for label in share) == sorted(whole.at(step)[1].tolist())
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert not torch.equal(*(torch.rand(3, generator=part.chance(0)) for part in parts[:2]))

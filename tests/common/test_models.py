@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 import torch
 
-from stages.common.models import ZOO, Name, build
+from stages.common.models import ZOO, Name, build, whiten
 from stages.common.problem import Problem
 from stages.common.weights import parameters
 
@@ -21,8 +21,11 @@ LAYERS = {
     "reference_c": [6 * 9 + 6, 16 * 6 * 25 + 16, 400 * 120 + 120, 120 * 84 + 84, 84 * 10 + 10],
     # conv 1-10 5x5 (24, halved to 12) and 10-20 5x5 (8, halved to 4): 20 x 4 x 4 to 10
     "reference_e": [10 * 25 + 10, 20 * 10 * 25 + 20, 320 * 10 + 10],
-    # conv 1-32 5x5 by steps of 2 (14), 32-64 3x3 (12, halved to 6), 64-128 3x3 (4), two batch norms: 2048 to 10
-    "compact": [32 * 25 + 32, 64 * 32 * 9, 2 * 64, 128 * 64 * 9, 2 * 128, 2048 * 10 + 10],
+    # conv 1-32 5x5 by steps of 2 (12), 32-64 3x3 (10, halved to 5), 64-128 3x3 (3), two batch norms: 1152 to 10
+    "compact": [32 * 25 + 32, 64 * 32 * 9, 2 * 64, 128 * 64 * 9, 2 * 128, 1152 * 10 + 10],
+    # conv 1-32 5x5 by steps of 2 (12), 32-64 3x3 padded, 64-64 3x3 (10, halved to 5), 64-128 3x3 padded,
+    # 128-128 3x3 (3), a batch norm for each but the first: 1152 to 10
+    "deep": [832, 64 * 32 * 9, 128, 64 * 64 * 9, 128, 128 * 64 * 9, 256, 128 * 128 * 9, 256, 1152 * 10 + 10],
 }
 
 
@@ -32,15 +35,15 @@ def test_every_name_is_in_the_zoo_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("name", get_args(Name))
 def test_a_network_has_as_many_parameters_as_its_layers_imply(name: Name) -> None:
-    assert parameters(build(name, 28, 1, 10, *PLAIN)) == sum(LAYERS[name])
+    assert parameters(build(name, 32, 28, 1, 10, *PLAIN)) == sum(LAYERS[name])
 
 
-@pytest.mark.parametrize(("size", "channels", "classes"), [(28, 1, 10), (32, 3, 7), (64, 3, 2), (17, 1, 3)])
+@pytest.mark.parametrize(("size", "channels", "classes"), [(28, 1, 10), (32, 3, 7), (64, 3, 2), (20, 1, 3)])
 @pytest.mark.parametrize("name", get_args(Name))
 def test_a_network_takes_uint8_pixels_of_any_size_and_gives_a_logit_for_each_class(
     name: Name, size: int, channels: int, classes: int
 ) -> None:
-    network = build(name, size, channels, classes, [0.5] * channels, [0.2] * channels)
+    network = build(name, 32, size, channels, classes, [0.5] * channels, [0.2] * channels)
     images = torch.randint(0, 256, (5, channels, size, size), dtype=torch.uint8)
     assert network.training
     hidden = network.hidden(images)
@@ -51,8 +54,8 @@ def test_a_network_takes_uint8_pixels_of_any_size_and_gives_a_logit_for_each_cla
 @pytest.mark.parametrize("name", get_args(Name))
 def test_normalisation_happens_inside(name: Name) -> None:
     torch.manual_seed(0)
-    own = build(name, 28, 3, 4, [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]).eval()
-    plain = build(name, 28, 3, 4, [0.0] * 3, [1.0] * 3).eval()
+    own = build(name, 32, 28, 3, 4, [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]).eval()
+    plain = build(name, 32, 28, 3, 4, [0.0] * 3, [1.0] * 3).eval()
     plain.load_state_dict({**own.state_dict(), "mean": plain.mean, "std": plain.std})
     images = torch.randint(0, 256, (2, 3, 28, 28), dtype=torch.uint8)
     mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.6, 0.7])
@@ -62,7 +65,7 @@ def test_normalisation_happens_inside(name: Name) -> None:
 
 
 def test_mean_and_std_are_kept_with_the_weights_but_not_trained() -> None:
-    network = build("compact", 28, 1, 10, [0.1], [0.3])
+    network = build("compact", 32, 28, 1, 10, [0.1], [0.3])
     assert {"mean", "std"} <= network.state_dict().keys()
     assert not {"mean", "std"} & dict(network.named_parameters()).keys()
 
@@ -71,7 +74,7 @@ def test_mean_and_std_are_kept_with_the_weights_but_not_trained() -> None:
 def test_the_global_seed_decides_the_fresh_weights(name: Name) -> None:
     def fresh(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
-        return build(name, 28, 1, 10, *PLAIN).head.weight
+        return build(name, 32, 28, 1, 10, *PLAIN).head.weight
 
     assert torch.equal(fresh(1), fresh(1))
     assert not torch.equal(fresh(1), fresh(2))
@@ -79,7 +82,7 @@ def test_the_global_seed_decides_the_fresh_weights(name: Name) -> None:
 
 @pytest.mark.parametrize("name", get_args(Name))
 def test_building_leaves_running_statistics_fresh(name: Name) -> None:
-    state = build(name, 28, 1, 10, *PLAIN).state_dict()
+    state = build(name, 32, 28, 1, 10, *PLAIN).state_dict()
     assert all(
         not tensor.any() for key, tensor in state.items() if key.endswith(("running_mean", "num_batches_tracked"))
     )
@@ -91,4 +94,30 @@ def test_building_leaves_running_statistics_fresh(name: Name) -> None:
 )
 def test_images_too_small_are_refused_with_the_key_to_turn(name: Name, size: int) -> None:
     with pytest.raises(Problem, match=rf"'{name}' is too deep for images of {size} x {size}: raise preprocess\.size"):
-        build(name, size, 1, 10, *PLAIN)
+        build(name, 32, size, 1, 10, *PLAIN)
+
+
+def test_a_whitened_first_convolution_answers_to_every_direction_alike_and_is_not_trained() -> None:
+    torch.manual_seed(0)
+    noise = torch.nn.functional.interpolate(torch.rand(400, 1, 9, 9), 28, mode="bicubic")  # neighbours are alike
+    images = (noise.clamp(0, 1) * 255).byte()
+    network = build("compact", 16, 28, 1, 10, [0.5], [0.3])
+    whiten(network, images)
+    stem = network.body[0]
+    assert not any(parameter.requires_grad for parameter in stem.parameters())
+    assert torch.equal(stem.weight[:8], -stem.weight[8:])
+    answers = stem((images.float() / 255 - 0.5) / 0.3)[:, :8].transpose(0, 1).flatten(1)
+    spread = answers @ answers.T / answers.shape[1]
+    between = spread - torch.diag(spread.diagonal())
+    assert between.abs().mean() < 0.1 * spread.diagonal().mean()  # patches overlap, so that it is no more than near
+    assert spread.diagonal().max() < 3 * spread.diagonal().min()
+
+
+def test_filters_without_a_direction_of_their_own_keep_their_random_weights() -> None:
+    torch.manual_seed(0)
+    network = build("compact", 64, 28, 1, 10, [0.5], [0.3])  # 25 directions, with both signs
+    before = network.body[0].weight.clone()
+    whiten(network, torch.randint(0, 256, (50, 1, 28, 28), dtype=torch.uint8))
+    changed = (network.body[0].weight != before).flatten(1).any(1)
+    assert changed[:50].all()
+    assert not changed[50:].any()

@@ -1,24 +1,29 @@
-"""Optimizers by name, and the learning rate as a function of the step."""
+"""Optimizers by name, held against PyTorch's own, and the share of the rate as a function of the step."""
 
-from typing import get_args
+import copy
+from typing import Any, get_args
 
 import pytest
 import torch
+from torch import nn
 
-from stages.common.optimizers import Optimizer, build_optimizer, learning_rate, set_learning_rate
+from stages.common.optimizers import Optimizer, Rule, build_optimizer, orthogonal, share
 
 
-def stepped(name: Optimizer, rate: float, steps: int = 2, **settings: float) -> list[float]:
+def optimizer(name: Rule, network: nn.Module, rate: float, **settings: Any) -> Optimizer:
+    given = {"muon_rate": 0.1, "momentum": 0.0, "nesterov": False, "betas": (0.9, 0.999), "weight_decay": 0.0}
+    return build_optimizer(name, network, rate=rate, **{**given, **settings})
+
+
+def stepped(name: Rule, rate: float, steps: int = 2, share: float = 1.0, **settings: Any) -> list[float]:
     """A weight of 1 after each step, its gradient always 0.5."""
-    weight = torch.nn.Parameter(torch.ones(1))
-    given = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0, **settings}
-    optimizer = build_optimizer(name, [weight], **given)  # type: ignore[arg-type]
+    network = nn.ParameterList([nn.Parameter(torch.ones(1))])
+    moving = optimizer(name, network, rate, **settings)
     seen = []
     for _ in range(steps):
-        set_learning_rate(optimizer, rate)
-        weight.grad = torch.full((1,), 0.5)
-        optimizer.step()
-        seen.append(round(weight.item(), 5))
+        network[0].grad = torch.full((1,), 0.5)
+        moving.step(share)
+        seen.append(round(network[0].item(), 5))
     return seen
 
 
@@ -35,14 +40,14 @@ def stepped(name: Optimizer, rate: float, steps: int = 2, **settings: float) -> 
         ("adamw", {"weight_decay": 0.1}, [0.89, 0.7811]),  # beside the gradient: 1 x 0.99 - 0.1
     ],
 )
-def test_an_optimizer_steps_as_its_rule_says(name: Optimizer, settings: dict[str, float], weights: list[float]) -> None:
+def test_an_optimizer_steps_as_its_rule_says(name: Rule, settings: dict[str, float], weights: list[float]) -> None:
     assert stepped(name, 0.1, **settings) == pytest.approx(weights, abs=1e-3)
 
 
-@pytest.mark.parametrize("name", get_args(Optimizer))
-def test_the_rate_that_was_set_is_the_one_it_steps_by(name: Optimizer) -> None:
-    slow, fast = stepped(name, 0.01, steps=1)[0], stepped(name, 0.1, steps=1)[0]
-    assert 1 - fast == pytest.approx(10 * (1 - slow), rel=1e-3)
+@pytest.mark.parametrize("name", get_args(Rule))
+def test_a_share_of_the_rate_is_that_much_of_a_step(name: Rule) -> None:
+    part, whole = stepped(name, 0.1, steps=1, share=0.1)[0], stepped(name, 0.1, steps=1)[0]
+    assert 1 - whole == pytest.approx(10 * (1 - part), rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -55,14 +60,99 @@ def test_the_rate_that_was_set_is_the_one_it_steps_by(name: Optimizer) -> None:
     ],
 )
 def test_the_rate_of_each_step_is_that_of_the_schedule(schedule: str, warmup: float, rates: list[float]) -> None:
-    found = [learning_rate(schedule, 3.0, warmup, step, 5) for step in range(5)]  # type: ignore[arg-type]
-    assert found == pytest.approx([3.0 * rate for rate in rates])
+    found = [share(schedule, warmup, step, 5) for step in range(5)]  # type: ignore[arg-type]
+    assert found == pytest.approx(rates)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "one-cycle"])
 @pytest.mark.parametrize("warmup", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_a_short_training_has_rates_too(schedule: str, warmup: float, steps: int) -> None:
-    rates = [learning_rate(schedule, 2.0, warmup, step, steps) for step in range(steps)]  # type: ignore[arg-type]
-    assert all(0 < rate <= 2 for rate in rates)
-    assert max(rates) == 2
+    rates = [share(schedule, warmup, step, steps) for step in range(steps)]  # type: ignore[arg-type]
+    assert all(0 < rate <= 1 for rate in rates)
+    assert max(rates) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "theirs"),
+    [
+        ("sgd", {"weight_decay": 0.01}, lambda p: torch.optim.SGD(p, 0.01, weight_decay=0.01)),
+        (
+            "sgd",
+            {"momentum": 0.9, "nesterov": True},
+            lambda p: torch.optim.SGD(p, 0.01, momentum=0.9, nesterov=True),
+        ),
+        ("sgd", {"momentum": 0.5}, lambda p: torch.optim.SGD(p, 0.01, momentum=0.5)),
+        ("adam", {"weight_decay": 0.1}, lambda p: torch.optim.Adam(p, 0.01, weight_decay=0.1)),
+        (
+            "adamw",
+            {"weight_decay": 0.1, "betas": (0.7, 0.9)},
+            lambda p: torch.optim.AdamW(p, 0.01, (0.7, 0.9), weight_decay=0.1),
+        ),
+    ],
+)
+def test_it_goes_where_pytorchs_own_goes(name: Rule, settings: dict[str, Any], theirs: Any) -> None:
+    torch.manual_seed(0)
+    first = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(48, 4))
+    second = copy.deepcopy(first)
+    images = torch.randn(8, 1, 6, 6)
+    mine, reference = optimizer(name, first, 0.01, **settings), theirs(second.parameters())
+    for _ in range(20):
+        for network, step in ((first, lambda: mine.step(1.0)), (second, reference.step)):
+            network.zero_grad()
+            network(images).square().mean().backward()
+            step()
+    for ours, its in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(ours, its, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(8, 30), (30, 8), (16, 16)])
+def test_an_orthogonal_change_has_the_directions_of_the_matrix_and_no_weak_ones(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    left, strengths, right = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    found = orthogonal(left @ torch.diag(torch.logspace(-0.5, 0.5, len(strengths))) @ right)
+    assert found.shape == shape
+    inside = left.T @ found @ right.T
+    torch.testing.assert_close(inside, torch.diag(inside.diagonal()), atol=1e-4, rtol=0)
+    assert inside.diagonal().min() > 0.4
+    assert inside.diagonal().max() < 1.3
+
+
+def test_muon_moves_the_inner_convolutions_at_their_own_rate_and_adamw_all_else() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 6, 3), nn.Flatten(), nn.Linear(24, 2))
+    before = copy.deepcopy(network.state_dict())
+    network(torch.randn(5, 1, 6, 6)).square().mean().backward()
+    optimizer("muon", network, 0.01, muon_rate=0.3).step(1.0)
+    moved = {name: (tensor - before[name]) for name, tensor in network.state_dict().items()}
+    for name in ("0.weight", "0.bias", "1.bias", "3.weight", "3.bias"):
+        torch.testing.assert_close(moved[name].abs(), torch.full_like(moved[name], 0.01), atol=1e-4, rtol=0)
+    scaled = before["1.weight"] * 6**0.5 / before["1.weight"].norm()
+    strengths = torch.linalg.svdvals((network[1].weight.detach() - scaled).flatten(1))
+    assert strengths.min() > 0.3 * 0.4
+    assert strengths.max() < 0.3 * 1.3
+
+
+@pytest.mark.parametrize("name", get_args(Rule))
+def test_a_state_that_is_copied_back_goes_on_as_if_never_left(name: Rule) -> None:
+    def start() -> tuple[nn.Module, Optimizer]:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 6, 3), nn.Flatten(), nn.Linear(24, 2))
+        return network, optimizer(name, network, 0.01, momentum=0.5)
+
+    def go(network: nn.Module, moving: Optimizer, steps: int) -> None:
+        for _ in range(steps):
+            network.zero_grad()
+            network(torch.ones(5, 1, 6, 6)).square().mean().backward()
+            moving.step(1.0)
+
+    unbroken, its = start()
+    go(unbroken, its, 3)
+    saved = copy.deepcopy((unbroken.state_dict(), its.state()))
+    go(unbroken, its, 3)
+    resumed, again = start()
+    resumed.load_state_dict(saved[0])
+    for tensor, old in zip(again.state(), saved[1], strict=True):
+        tensor.copy_(old)
+    go(resumed, again, 3)
+    assert all(torch.equal(one, two) for one, two in zip(unbroken.parameters(), resumed.parameters(), strict=True))

@@ -17,13 +17,14 @@ from stages.common.weights import Header, check_fits, parameters, read_weights, 
 @pytest.fixture
 def network() -> Classifier:
     torch.manual_seed(0)
-    return build("compact", 20, 3, 2, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    return build("compact", 8, 20, 3, 2, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
 
 
 @pytest.fixture
 def header() -> Header:
     return Header(
         architecture="compact",
+        width=8,
         size=20,
         channels=3,
         classes=["Öl", "水"],

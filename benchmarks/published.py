@@ -1,0 +1,119 @@
+"""The published recipes as their authors run them: a loader that takes image by image, and a plain loop."""
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+from torchvision import datasets, transforms
+
+
+@dataclass(frozen=True)
+class Recipe:
+    network: Callable[[], nn.Module]
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer]
+    batch: int
+    epochs: int
+    shuffle: bool = True
+    normalize: bool = False
+    loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy
+    decay: float = 1.0  # of the learning rate, after each epoch
+
+
+def train(
+    recipe: Recipe, root: Path, seed: int, *, epochs: int, at_least: int = 0, until: float = 2.0
+) -> list[tuple[float, float]]:
+    """After each epoch: the seconds spent in training loops so far, and the accuracy on the test images."""
+    torch.manual_seed(seed)
+    steps = [transforms.ToTensor(), *([transforms.Normalize((0.1307,), (0.3081,))] if recipe.normalize else [])]
+    data = [datasets.MNIST(root, train=train, transform=transforms.Compose(steps)) for train in (True, False)]
+    loader = DataLoader(data[0], recipe.batch, shuffle=recipe.shuffle)
+    network = recipe.network()
+    optimizer = recipe.optimizer(network)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, recipe.decay)
+    seconds, seen = 0.0, []
+    for _ in range(epochs):
+        started = time.perf_counter()
+        for images, labels in loader:
+            optimizer.zero_grad()
+            recipe.loss(network(images), labels).backward()
+            optimizer.step()
+        schedule.step()
+        seconds += time.perf_counter() - started
+        seen.append((seconds, accuracy(network, data[1])))
+        if len(seen) >= at_least and max(reached for _, reached in seen) >= until:
+            break
+    return seen
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, data: datasets.MNIST) -> float:
+    network.eval()
+    hits = sum(int((network(images).argmax(1) == labels).sum()) for images, labels in DataLoader(data, 1000))
+    network.train()
+    return hits / len(data)
+
+
+def two_convolutions(widths: tuple[int, int], kernels: tuple[int, int], pads: tuple[int, int]) -> list[nn.Module]:
+    (one, two), (a, b), (p, q) = widths, kernels, pads
+    return [
+        nn.Conv2d(1, one, a, padding=p), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(one, two, b, padding=q), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+    ]  # fmt: skip
+
+
+def dense(*widths: int) -> list[nn.Module]:
+    layers = [part for a, b in itertools.pairwise(widths) for part in (nn.Linear(a, b), nn.ReLU())]
+    return layers[:-1]
+
+
+def network_a() -> nn.Module:
+    return nn.Sequential(*two_convolutions((16, 32), (5, 5), (2, 2)), *dense(1568, 10))
+
+
+def network_b() -> nn.Module:
+    return nn.Sequential(*two_convolutions((16, 32), (3, 3), (1, 1)), *dense(1568, 512, 128, 10), nn.Softmax(1))
+
+
+def network_c() -> nn.Module:
+    return nn.Sequential(*two_convolutions((6, 16), (3, 5), (2, 0)), *dense(400, 120, 84, 10))
+
+
+def network_e() -> nn.Module:
+    return nn.Sequential(*two_convolutions((10, 20), (5, 5), (0, 0)), *dense(320, 10))
+
+
+def network_examples() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.25),
+        nn.Flatten(), nn.Linear(9216, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 10), nn.LogSoftmax(1),
+    )  # fmt: skip
+
+
+def adam(network: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam(network.parameters(), lr=0.001)
+
+
+def sgd(network: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.5)
+
+
+def adadelta(network: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adadelta(network.parameters(), lr=1.0)
+
+
+PUBLISHED = {
+    "reference_a": Recipe(network_a, adam, batch=64, epochs=3),
+    "reference_b": Recipe(network_b, adam, batch=100, epochs=2, shuffle=False),
+    "reference_c": Recipe(network_c, adam, batch=100, epochs=5),
+    "reference_d": Recipe(network_a, adam, batch=50, epochs=1),
+    "reference_e": Recipe(network_e, sgd, batch=64, epochs=10, normalize=True),
+    "pytorch_examples": Recipe(
+        network_examples, adadelta, batch=64, epochs=14, normalize=True, loss=functional.nll_loss, decay=0.7
+    ),
+}

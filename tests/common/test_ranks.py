@@ -1,0 +1,116 @@
+"""Two processes that learn together: as well as one, with the same weights, and an end when one of them dies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import ROOT, Params
+from toys import free_port, until
+
+OUTPUTS = ("weights", "history", "report", "environment", "checkpoints")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+# Each process keeps what it would have written.
+APART = """
+import os, sys
+from contextlib import contextmanager
+from pathlib import Path
+from stages import train
+from stages.common.command import run
+from stages.common.ranks import Ranks
+
+@contextmanager
+def places(self, *paths):
+    yield [path.parent / str(self.rank) / path.name for path in paths]
+
+Ranks.places = places
+run(train.train)
+"""
+
+
+def flags(folder: Path, params: Path, splits: Path) -> list[str]:
+    paths = {"params": params, "splits": splits, **{name: folder / name for name in OUTPUTS}}
+    return [part for name, path in paths.items() for part in (f"--{name}", str(path))]
+
+
+def train(folder: Path, params: Path, splits: Path, status: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "stages.train", *flags(folder, params, splits)]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done
+
+
+def report(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "report").read_text())
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_two_processes_learn_as_well_as_one_and_give_the_same_bytes_again(
+    made: Path, tmp_path: Path, params: Params
+) -> None:
+    train(tmp_path / "alone", params({"train.shift": 1}), made / "splits")
+    together = params({"train.shift": 1, "train.processes": 2})
+    for folder in ("once", "twice"):
+        train(tmp_path / folder, together, made / "splits")
+    alone, once = report(tmp_path / "alone"), report(tmp_path / "once")
+    assert (once["step"], once["epoch"]) == (alone["step"], alone["epoch"])
+    assert once["accuracy"] > alone["accuracy"] - 0.03
+    assert once["validation"]["accuracy"] > alone["validation"]["accuracy"] - 0.05
+    names = sorted(path.name for path in (tmp_path / "once").iterdir())
+    assert names == sorted(OUTPUTS)
+    for name in ("weights", "history", "report"):
+        assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "twice" / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_all_processes_end_with_the_same_weights_also_when_another_program_starts_them(
+    made: Path, tmp_path: Path, params: Params
+) -> None:
+    together = params({"train.processes": 2, "train.shift": 1, "train.model": "compact", "train.width": 4})
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", APART, *flags(tmp_path, together, made / "splits")],
+            cwd=ROOT,
+            env={**ENVIRONMENT, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait(300) for process in running] == [0, 0]
+    for name in ("weights", "history", "report"):  # the history counts what both saw
+        assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "1" / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_when_one_process_dies_the_training_ends_and_says_so(made: Path, tmp_path: Path, params: Params) -> None:
+    forever = params({"train.processes": 2, "train.epochs": 10_000})
+    command = [sys.executable, "-m", "stages.train", *flags(tmp_path, forever, made / "splits")]
+    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    until(lambda: (tmp_path / "history").exists() and (tmp_path / "history").read_text().count("\n") > 0, 120)
+    children = psutil.Process(process.pid).children()
+    assert len(children) == 2
+    os.kill(children[1].pid, signal.SIGKILL)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert f"ended with status {-signal.SIGKILL}" in error
+    assert "Traceback" not in error.splitlines()[-1]
+    time.sleep(0.5)
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_torchrun_must_start_as_many_as_the_params_say(made: Path, tmp_path: Path, params: Params) -> None:
+    command = [sys.executable, "-m", "stages.train", *flags(tmp_path, params(), made / "splits")]
+    env = {**ENVIRONMENT, "RANK": "0", "WORLD_SIZE": "2"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == ("train: train.processes is 1, but torchrun has started 2; set the one to the other\n")
