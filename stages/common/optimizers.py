@@ -108,7 +108,9 @@ class Muon:
             velocity.mul_(self.momentum).add_(weight.grad)
             change = weight.grad.add(velocity, alpha=self.momentum) if self.nesterov else velocity
             weight.mul_(len(weight) ** 0.5 / weight.norm())
-            weight.add_(orthogonal(change.flatten(1)).view_as(weight), alpha=-self.rate * share)
+            place = weight.permute(0, 2, 3, 1)  # as channels-last memory has it: nothing is copied
+            direction = orthogonal(change.permute(0, 2, 3, 1).flatten(1))
+            place.add_(direction.view_as(place), alpha=-self.rate * share)
 
     def state(self) -> list[Tensor]:
         return self.velocities
