@@ -81,10 +81,12 @@ def commands(project: Path) -> dict[str, list[str]]:
 
 def alone(name: str, command: list[str], project: Path, rounds: int) -> dict[str, float]:
     """A stage's command beside a process that only imports what it does, in turn."""
+    imports = project / f"{name}.json"
+    watched = [sys.executable, str(ROOT / "benchmarks" / "watched.py"), str(imports)]
     rows = []
+    run([*watched, name, *command[3:]], project)  # writes down what it imports
     for _ in range(rounds):
-        whole = run([sys.executable, str(ROOT / "benchmarks" / "watched.py"), name, *command[3:]], project)
-        bare = run([sys.executable, "-c", f"import stages.{name}"], project)
+        whole, bare = run([*watched, name, *command[3:]], project), run([*watched, "none"], project)
         work = json.loads(whole.said.splitlines()[-1])["work"]
         memory = whole.anonymous - bare.anonymous
         rows.append({"seconds": whole.seconds, "bare": bare.seconds, "work": work, "anonymous": memory})

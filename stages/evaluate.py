@@ -123,7 +123,7 @@ def draw_tsne(path: Path, hidden: quality.Floats, labels: quality.Ints, names: l
     from sklearn.manifold import TSNE  # a second of import: not while tests only look at the rest
 
     perplexity = min(30.0, (len(hidden) - 1) / 3)
-    points = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(hidden)
+    points = TSNE(perplexity=perplexity, init="pca", max_iter=500, random_state=0).fit_transform(hidden)
     scatter(path, f"The last hidden layer on {len(hidden)} test images (t-SNE)", points, labels, names)
 
 

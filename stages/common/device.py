@@ -31,6 +31,11 @@ def prepare(machine: Machine) -> torch.device:
     name = machine.device if machine.device != "auto" else next(name for name in there if there[name])
     if not there[name]:
         raise Problem(f"machine.device: {name} is not available here; set it to auto or cpu")
+    if name == "cuda":
+        own, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if own >= count:
+            raise Problem(f"each process takes a GPU of its own, and there are {count}: lower train.processes")
+        torch.cuda.set_device(own)
     return torch.device(name)
 
 

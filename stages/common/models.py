@@ -1,6 +1,6 @@
 """The zoo: networks by name, each built for a size, a number of channels and of classes, taking uint8 pixels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -41,13 +41,8 @@ def compact(channels: int, width: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels, width, 5, stride=2),
         nn.ReLU(inplace=True),
-        nn.Conv2d(width, 2 * width, 3, bias=False),
-        nn.MaxPool2d(2),
-        Centred(2 * width),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(2 * width, 4 * width, 3, bias=False),
-        Centred(4 * width),
-        nn.ReLU(inplace=True),
+        *block(width, 2 * width, pool=True),
+        *block(2 * width, 4 * width),
         Flat(),
     )
 
@@ -57,21 +52,21 @@ def deep(channels: int, width: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels, width, 5, stride=2),
         nn.ReLU(inplace=True),
-        nn.Conv2d(width, 2 * width, 3, padding=1, bias=False),
-        Centred(2 * width),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(2 * width, 2 * width, 3, bias=False),
-        nn.MaxPool2d(2),
-        Centred(2 * width),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(2 * width, 4 * width, 3, padding=1, bias=False),
-        Centred(4 * width),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(4 * width, 4 * width, 3, bias=False),
-        Centred(4 * width),
-        nn.ReLU(inplace=True),
+        *block(width, 2 * width, padding=1),
+        *block(2 * width, 2 * width, pool=True),
+        *block(2 * width, 4 * width, padding=1),
+        *block(4 * width, 4 * width),
         Flat(),
     )
+
+
+def block(channels: int, width: int, padding: int = 0, pool: bool = False) -> Iterator[nn.Module]:
+    """A convolution, halved before it is centred: a quarter of the numbers is left to centre."""
+    yield nn.Conv2d(channels, width, 3, padding=padding, bias=False)
+    if pool:
+        yield nn.MaxPool2d(2)
+    yield Centred(width)
+    yield nn.ReLU(inplace=True)
 
 
 class Flat(nn.Module):

@@ -118,7 +118,7 @@ def joined(device: torch.device, processes: int) -> Iterator[Ranks]:
     if world == 1:
         yield Ranks()
         return
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield Ranks(distributed.get_rank(), world)
         distributed.barrier()
