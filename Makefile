@@ -3,7 +3,7 @@ PYTHON ?= python3
 SHELL := /bin/sh
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all test-ci lint check-lock serve-flows bench bench-pipeline bench-onnx bench-flow experiments lock clean
+.PHONY: help setup run test test-all test-ci lint check-lock serve serve-flows bench bench-pipeline bench-onnx bench-flow experiments lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -38,6 +38,9 @@ check-lock: setup  ## see that dvc.lock is of what is committed: in a fresh clon
 lint: setup  ## ruff and mypy
 	ruff check . && ruff format --check . && mypy
 
+serve: setup  ## serve data/model/model.onnx over HTTP, with a page to draw on; FLAGS="--port 9000" and the like
+	@python -m serve.service $(if $(wildcard data/reports/evaluate.json),--report data/reports/evaluate.json) $(FLAGS)
+
 serve-flows: setup  ## serve the deployments of prefect.yaml and their schedules, without a worker or a pool
 	@python -m flows.serve
 
@@ -62,4 +65,4 @@ lock: setup  ## make requirements.lock anew from the ranges in pyproject.toml
 
 clean:  ## remove the environment and what tools left; data and DVC's cache stay
 	rm -rf logs .venv .pytest_cache .mypy_cache .ruff_cache .coverage dvc_plots build *.egg-info data/checkpoints
-	find stages flows tests -name __pycache__ -prune -exec rm -rf {} +
+	find stages flows serve benchmarks tests -name __pycache__ -prune -exec rm -rf {} +

@@ -29,7 +29,7 @@ OURS = ("quick", "standard", "strong", "record")
 # Seeds by default; `record` takes long, and is measured when it is named.
 SEEDS = {"quick": 5, "standard": 5, "strong": 5, "record": 0, "reference_a": 2}
 UNTIL = 0.99  # reference A goes on after its three epochs until it first reaches this
-LONG = {"pytorch_examples": 3}  # epochs that are run of more, and extrapolated
+LONG = {"pytorch_examples": 1}  # epochs that are run of more, and extrapolated
 
 app = App(name="python -m benchmarks.training", result_action="return_none")
 

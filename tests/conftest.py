@@ -8,11 +8,14 @@ import signal
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from ruamel.yaml import YAML
+
+if TYPE_CHECKING:
+    from served import Service
 
 ROOT = Path(__file__).parent.parent
 # Quick, and one thread for each of the two test processes.
@@ -181,3 +184,36 @@ def toy(tmp_path: Path) -> Path:
     from toys import new_toy
 
     return new_toy(tmp_path / "a toy")
+
+
+@pytest.fixture(scope="session")
+def tested(made: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Test images of the small data set, uint8[200, 1, 28, 28], and their labels."""
+    return np.load(made / "splits" / "test-images.npy"), np.load(made / "splits" / "test-labels.npy")
+
+
+@pytest.fixture(scope="session")
+def service(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Service"]:
+    """The HTTP service of the small data set's network; do not change its files."""
+    from served import running
+
+    folder = tmp_path_factory.mktemp("service")
+    with running(folder, made / "model.onnx", "--report", str(made / "evaluate.json")) as one:
+        yield one
+
+
+@pytest.fixture
+def copied(made: Path, tmp_path: Path) -> Path:
+    """A model beside its golden sample, to be changed."""
+    (tmp_path / "served").mkdir()
+    for name in ("model.onnx", "golden.json"):
+        shutil.copyfile(made / name, tmp_path / "served" / name)
+    return tmp_path / "served" / "model.onnx"
+
+
+@pytest.fixture(scope="session")
+def handwritten(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that knows handwritten digits, prepared as MNIST's are."""
+    from served import learn_handwriting
+
+    return learn_handwriting(tmp_path_factory.mktemp("handwritten"))

@@ -1,0 +1,149 @@
+"""The library: pictures of any kind in, labels with their probabilities out."""
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from conftest import ROOT
+from PIL import Image
+from served import png
+
+from serve import BadPicture, Classifier, Prediction, Problem
+
+Tested = tuple[np.ndarray, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def classifier(made: Path) -> Classifier:
+    return Classifier(made / "model.onnx")
+
+
+def test_arrays_of_the_networks_size_are_taken_as_they_are(classifier: Classifier, tested: Tested) -> None:
+    images, labels = tested
+    many = classifier.predict(images)
+    assert [int(one.label) for one in many] == labels.tolist()
+    assert classifier.predict(images[:, 0]) == many
+    for one in (images[3], images[3, 0], images[3] / 255.0, images[3].astype(np.int64)):
+        assert classifier.predict(one) == many[3]
+
+
+def test_a_prediction_has_label_probability_and_all_probabilities(classifier: Classifier, tested: Tested) -> None:
+    one = classifier.predict(tested[0][0])
+    assert isinstance(one, Prediction)
+    assert list(one.probabilities) == list("0123456789")
+    assert one.probability == one.probabilities[one.label] == max(one.probabilities.values())
+    assert sum(one.probabilities.values()) == pytest.approx(1, abs=1e-5)
+    assert one.top(3)[0] == (one.label, one.probability)
+    assert len(one.top(3)) == 3
+
+
+def test_paths_bytes_pil_images_and_arrays_are_the_same_picture(
+    classifier: Classifier, tested: Tested, tmp_path: Path
+) -> None:
+    large = Image.fromarray(tested[0][5, 0]).resize((90, 90))
+    (tmp_path / "one.png").write_bytes(png(large))
+    whole = [tmp_path / "one.png", str(tmp_path / "one.png"), png(large), large, np.asarray(large)]
+    one = classifier.predict(whole[0])
+    assert [classifier.predict(each) for each in whole] == [one] * 5
+    assert classifier.predict(whole) == [one] * 5
+    assert classifier.predict(np.stack([np.asarray(large)[..., None]] * 2)) == [one] * 2
+
+
+def test_batches_inside_give_what_one_by_one_gives(made: Path, tested: Tested) -> None:
+    small = Classifier(made / "model.onnx", batch=7, tuned_for="throughput").predict(tested[0])
+    for one, other in zip(small, Classifier(made / "model.onnx").predict(tested[0]), strict=True):
+        assert one.label == other.label
+        assert one.probability == pytest.approx(other.probability, abs=1e-5)
+    assert Classifier(made / "model.onnx").predict([]) == []
+
+
+def test_many_threads_share_one(classifier: Classifier, tested: Tested) -> None:
+    images = tested[0]
+    alone = [classifier.predict(image) for image in images]
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(classifier.predict, list(images) * 3)) == alone * 3
+
+
+@pytest.mark.parametrize(
+    ("picture", "said"),
+    [
+        (b"", "is empty"),
+        (b"\x89PNG\r\n\x1a\n rest", "is not a whole picture"),
+        (b"no picture", "is not a whole picture"),
+        ("no/such.png", "no/such.png there is no such file"),
+        (np.zeros((5, 5, 2), np.uint8), r"shape \(5, 5, 2\)"),
+        (np.full((28, 28), 256), "outside 0..255"),
+        (np.full((28, 28), np.nan), "outside 0..1"),
+        (np.zeros((0, 28), np.uint8), "shape"),
+        (np.full((50, 50), 7, np.uint8), "nothing that stands out"),
+        (Image.new("RGBA", (40, 40)), "nothing that stands out"),
+    ],
+)
+def test_what_is_no_picture_is_said_in_a_line(classifier: Classifier, picture: Any, said: str) -> None:
+    with pytest.raises(BadPicture, match=said) as error:
+        classifier.predict(picture)
+    assert "\n" not in str(error.value)
+    with pytest.raises(BadPicture, match="picture 1 "):
+        classifier.predict([np.eye(28), picture])
+
+
+def test_a_picture_cut_off_is_refused(classifier: Classifier) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (99, 99), dtype=np.uint8)
+    with pytest.raises(BadPicture, match="is not a whole picture"):
+        classifier.predict(png(noise)[:-2000])
+
+
+def test_a_picture_larger_than_allowed_is_refused_before_it_is_decoded(made: Path) -> None:
+    bomb = png(Image.new("1", (10_000, 10_000)))
+    assert len(bomb) < 100_000
+    with pytest.raises(BadPicture, match="10000 x 10000 pixels, more than 50,000,000"):
+        Classifier(made / "model.onnx").predict(bomb)
+    with pytest.raises(BadPicture, match="more than 100"):
+        Classifier(made / "model.onnx", pixels=100).predict(png(np.eye(11, dtype=np.uint8)))
+
+
+def test_what_is_no_model_is_said_in_a_line(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "no.onnx").write_bytes(b"no model")
+    proto = onnx.load(made / "model.onnx")
+    properties = {entry.key: entry.value for entry in proto.metadata_props}
+    cases = {"missing": "there is no such file", "no": "does not load it", "bare": "its metadata lack 'classes'"}
+    cases |= {"other": "is not those|are not those", "odd": "preparation 'odd'"}
+    for name, changes in {
+        "bare": {"classes": None},
+        "other": {"classes": '["a"]'},
+        "odd": {"preparation": "odd"},
+    }.items():
+        del proto.metadata_props[:]
+        for key, value in {**properties, **changes}.items():
+            if value is not None:
+                proto.metadata_props.add(key=key, value=value)
+        (tmp_path / f"{name}.onnx").write_bytes(proto.SerializeToString())
+    for name, said in cases.items():
+        with pytest.raises(Problem, match=said) as error:
+            Classifier(tmp_path / f"{name}.onnx")
+        assert str(tmp_path / name) in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_library_and_command_import_nothing_but_onnxruntime_numpy_and_pillow(made: Path, tmp_path: Path) -> None:
+    """What is imported at run time, after a prediction."""
+    (tmp_path / "x.png").write_bytes(png(np.eye(28) > 0))
+    program = f"""
+import json, sys
+before = set(sys.modules)
+from serve import predict
+predict.main([{str(tmp_path / "x.png")!r}, "--model", {str(made / "model.onnx")!r}])
+files = {{module.__name__.split(".")[0]: module.__file__ for module in list(sys.modules.values())
+         if getattr(module, "__file__", None) and "site-packages" in module.__file__}}
+print(json.dumps(sorted(files)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    found = set(json.loads(done.stdout.splitlines()[-1]))
+    assert {"numpy", "onnxruntime", "PIL"} <= found
+    assert not found & {"torch", "onnx", "stages", "flows", "fastapi", "pydantic", "starlette", "sklearn", "scipy"}

@@ -1,0 +1,14 @@
+"""Engines that are not ours give the golden sample's answers: ONNX Runtime in Node and a browser, OpenVINO, OpenCV."""
+
+from pathlib import Path
+
+import pytest
+from runtimes import ENGINES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_golden_sample_is_replayed(engine: str, handwritten: Path, tmp_path: Path) -> None:
+    replay = ENGINES[engine](handwritten, handwritten.with_name("golden.json"), tmp_path)
+    assert replay.same == replay.cases >= 10
+    assert replay.worst <= replay.tolerance

@@ -1,0 +1,160 @@
+"""A real service in a process of its own, a network that knows handwritten digits, and requests."""
+
+import http.client
+import io
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from conftest import ROOT, idx_bytes, write_params
+from PIL import Image
+from toys import until
+
+
+@dataclass
+class Reply:
+    status: int
+    headers: dict[str, str]
+    content: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.content)
+
+
+@dataclass
+class Service:
+    url: str
+    process: subprocess.Popen[str]
+    log: Path
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, port = self.url.removeprefix("http://").strip("/").split(":")
+        return host, int(port)
+
+    def ask(self, path: str, body: Any = None, kind: str | None = None, method: str | None = None) -> Reply:
+        connection = http.client.HTTPConnection(*self.address, timeout=30)
+        try:
+            headers = {"content-type": kind} if kind else {}
+            connection.request(method or ("GET" if body is None else "POST"), path, body, headers)
+            reply = connection.getresponse()
+            return Reply(reply.status, {name.lower(): value for name, value in reply.getheaders()}, reply.read())
+        finally:
+            connection.close()
+
+    def predict(self, body: bytes, kind: str = "image/png", query: str = "") -> Reply:
+        return self.ask(f"/predict{query}", body, kind)
+
+    def pixels(self, *images: Any) -> Reply:
+        content = {"images": [np.asarray(image).tolist() for image in images]}
+        return self.predict(json.dumps(content).encode(), "application/json")
+
+
+@contextmanager
+def running(folder: Path, model: Path, *flags: str) -> Iterator[Service]:
+    """`python -m serve.service`, a process of its own, on a free port of loopback."""
+    log = folder / "service.log"
+    with log.open("wb") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "serve.service", "--model", str(model), "--port", "0", *flags],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+    try:
+        assert process.stdout
+        found = re.search(r"http://\S+", process.stdout.readline())
+        assert found, log.read_text()
+        service = Service(found[0], process, log)
+        until(lambda: answers(service), 30)
+        yield service
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(15)
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout and process.stdout.close()
+
+
+def answers(service: Service) -> bool:
+    try:
+        return service.ask("/readyz").status == 200
+    except OSError:
+        return False
+
+
+def learn_handwriting(folder: Path) -> Path:
+    """The model of a network that learnt scikit-learn's 1,797 handwritten digits, prepared as MNIST's were."""
+    from sklearn.datasets import load_digits
+
+    from serve.facts import Facts
+    from serve.preparation import like_mnist
+    from stages.export_onnx import export_onnx
+    from stages.preprocess import preprocess
+    from stages.train import train
+
+    facts = Facts(tuple("0123456789"), 1, 28, 28, "mnist", "digits", {})
+    digits = load_digits()
+    images = np.stack([like_mnist(enlarged(image), facts)[0] for image in digits.images])
+    raw = folder / "raw"
+    raw.mkdir()
+    for prefix, part in (("train", slice(0, 1600)), ("t10k", slice(1600, None))):
+        (raw / f"{prefix}-images-idx3-ubyte.gz").write_bytes(idx_bytes(images[part]))
+        (raw / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(idx_bytes(digits.target[part]))
+    source = {"dataset": "mnist", "origin": "made", "preparation": "mnist", "classes": list("0123456789"), "files": {}}
+    (raw / "source.json").write_text(json.dumps(source))
+    recipe = {
+        "preprocess.validation": 0.0,
+        "train.monitor": "none",
+        "train.model": "compact",
+        "train.width": 16,
+        "train.stem": "whitened",
+        "train.optimizer": "muon",
+        "train.betas": [0.7, 0.9],
+        "train.batch": 128,
+        "train.min_steps": 500,
+        "train.rotate": 10,
+        "train.zoom": 0.1,
+        "evaluate.min_accuracy": 0.9,
+    }
+    params, splits = write_params(folder / "params.yaml", recipe), folder / "splits"
+    preprocess(params=params, raw=raw, splits=splits, samples=folder / "samples.png")
+    outputs = {"weights": "weights", "history": "history", "report": "report", "environment": "environment"}
+    paths = {name: folder / file for name, file in outputs.items()}
+    train(params=params, splits=splits, checkpoints=folder / "checkpoints", **paths)
+    model, golden = folder / "model.onnx", folder / "golden.json"
+    export_onnx(params=params, weights=folder / "weights", splits=splits, model=model, golden=golden)
+    return model
+
+
+def enlarged(image: np.ndarray) -> Image.Image:
+    grey = Image.fromarray((image * 255 / 16).astype(np.uint8))
+    return grey.resize((64, 64), Image.Resampling.BICUBIC)
+
+
+def png(picture: Any, **options: Any) -> bytes:
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    data = io.BytesIO()
+    image.save(data, "PNG", **options)
+    return data.getvalue()
+
+
+def form(*files: tuple[str, bytes], field: str = "images") -> tuple[bytes, str]:
+    """A multipart body and its content type."""
+    parts = [
+        f'--cut\r\ncontent-disposition: form-data; name="{field}"; filename="{name}"\r\n\r\n'.encode() + data + b"\r\n"
+        for name, data in files
+    ]
+    return b"".join(parts) + b"--cut--\r\n", "multipart/form-data; boundary=cut"
