@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import math
+import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +15,8 @@ import numpy as np
 from serve.classifier import Answer, Classifier
 from serve.counts import Counts
 from serve.preparation import Pixels
+
+HERE = 0.002  # seconds; a batch that is computed sooner is not worth another thread, which costs 0.7 ms
 
 
 class Busy(Exception):
@@ -39,6 +43,7 @@ class Batcher:
         self.coming = 0  # requests whose pictures are being prepared
         self.jobs: deque[Job] = deque()
         self.changed = asyncio.Event()
+        self.pace = math.inf  # seconds an image, in the last batch
 
     @contextmanager
     def admitted(self, images: int) -> Iterator[None]:
@@ -76,13 +81,18 @@ class Batcher:
                     continue
                 pixels = np.concatenate([job.pixels for job in jobs]) if len(jobs) > 1 else jobs[0].pixels
                 self.counts.batch(len(pixels))
+                started = time.perf_counter()
                 try:
-                    whole = await loop.run_in_executor(thread, jobs[0].classifier.run, pixels)
+                    if len(pixels) * self.pace <= HERE:
+                        whole = jobs[0].classifier.run(pixels)
+                    else:
+                        whole = await loop.run_in_executor(thread, jobs[0].classifier.run, pixels)
                 except Exception as error:
                     for job in jobs:
                         if not job.answer.done():
                             job.answer.set_exception(error)
                     continue
+                self.pace = (time.perf_counter() - started) / len(pixels)
                 start = 0
                 for job in jobs:
                     end = start + len(job.pixels)

@@ -17,7 +17,8 @@ from serve.batching import Busy
 from serve.facts import Facts
 from serve.preparation import Pixels
 
-FIELD = "images"  # of a form
+FIELD = "images"  # of a form and of JSON
+LARGE = 1e300  # JSON knows whole numbers that no float64 holds
 
 
 class Refused(Exception):
@@ -163,9 +164,10 @@ def pixels(image: Any, shape: tuple[int, ...], index: int) -> Pixels:
         rows = list(chain.from_iterable(rows))
     if not set(map(type, rows)) <= {int, float}:
         raise Refused(422, f"image {index} holds what is no number")
-    if not all(0 <= value <= 255 and value == int(value) for value in rows):
+    numbers = np.array(rows, np.float64) if max(rows) < LARGE else np.full(1, np.inf)
+    if not (numbers.min() >= 0 and numbers.max() <= 255 and (numbers == np.rint(numbers)).all()):
         raise Refused(422, f"image {index} has pixels that are not whole numbers of 0 to 255")
-    return np.array(rows, np.uint8)
+    return numbers.astype(np.uint8)
 
 
 def too_many(limits: Limits) -> str:

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ def build(settings: Settings) -> FastAPI:
                     raise Busy from None
         rows = []
         for one, image, probabilities in zip(sent, pixels, answer.probabilities, strict=True):
-            row: dict[str, Any] = {"name": one.name, **asdict(classifier.named(probabilities))}
+            row: dict[str, Any] = {"name": one.name, **vars(classifier.named(probabilities))}
             if seen:
                 row["seen"] = base64.b64encode(image.tobytes()).decode()
             rows.append(row)
@@ -261,12 +261,19 @@ def port(text: str) -> int:
 
 
 def listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    one = socket.socket(
+        family, socket.SOCK_STREAM, socket.IPPROTO_TCP
+    )  # asyncio has only sockets that say TCP not wait
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=1024)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        one.bind((host, port))
+        one.listen(1024)
     except OSError as error:
+        one.close()
         said = error.strerror or error
         raise Problem(f"cannot listen at {host}:{port}: {said}; --port and --host choose another place") from None
+    return one
 
 
 if __name__ == "__main__":
