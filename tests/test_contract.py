@@ -23,6 +23,7 @@ PARAMS = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
 EXPERIMENTS = YAML(typ="safe", pure=True).load(ROOT / "experiments.yaml")
 STAGES = list(DVC["stages"])
 SOURCES = sorted([*(ROOT / "stages").rglob("*.py"), *(ROOT / "flows").rglob("*.py")])
+SERVE = sorted((ROOT / "serve").rglob("*.py"))
 each_stage = pytest.mark.parametrize("name", STAGES)
 
 
@@ -259,6 +260,16 @@ def test_imports_go_one_way(file: Path) -> None:
     else:
         assert all(module.startswith("stages.common") for module in own)
         assert not tops & {"dvc", "prefect"}
+
+
+@pytest.mark.parametrize("file", SERVE, ids=lambda file: file.name)
+def test_what_consumes_the_model_imports_its_runtime_and_the_web_framework_alone(file: Path) -> None:
+    tops = {module.split(".")[0] for module in imported(file)} - set(sys.stdlib_module_names)
+    web = {"fastapi", "starlette", "uvicorn"}
+    assert tops <= {"serve", "numpy", "onnxruntime", "PIL"} | web
+    library = closure(ROOT / "serve" / "predict.py")
+    if file.relative_to(ROOT).as_posix() in library:
+        assert not tops & web, "the library and the command need no web framework"
 
 
 # 6. A stage's deps are exactly its import closure, plus its data.
