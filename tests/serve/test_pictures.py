@@ -56,7 +56,7 @@ def test_it_is_bright_on_dark_twenty_pixels_long_and_centred_by_mass(seen: Class
 )  # fmt: skip
 def test_colours_depth_and_size_change_little(seen: Classifier, picture: Image.Image) -> None:
     one, other = seen.prepare(seven("white", "black")), seen.prepare(picture)
-    assert np.abs(one.astype(int) - other).mean() < 6
+    assert np.abs(one.astype(int) - other).mean() < 12
 
 
 def test_it_is_turned_as_exif_says(seen: Classifier, tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_it_is_turned_as_exif_says(seen: Classifier, tmp_path: Path) -> None:
     exif[0x0112] = 6
     seven("white", "black").rotate(90, expand=True).save(tmp_path / "turned.jpg", exif=exif, quality=95)
     one, other = seen.prepare(seven("white", "black")), seen.prepare(tmp_path / "turned.jpg")
-    assert np.abs(one.astype(int) - other).mean() < 6
+    assert np.abs(one.astype(int) - other).mean() < 12
 
 
 def test_dirt_and_the_papers_edge_are_left_out(seen: Classifier) -> None:
@@ -73,7 +73,7 @@ def test_dirt_and_the_papers_edge_are_left_out(seen: Classifier) -> None:
     pen.ellipse((20, 20, 24, 24), fill="black")
     pen.rectangle((0, 0, 8, 200), fill="#443322")
     one, other = seen.prepare(seven("white", "black")), seen.prepare(picture)
-    assert np.abs(one.astype(int) - other).mean() < 6
+    assert np.abs(one.astype(int) - other).mean() < 12
 
 
 def test_a_thin_pen_is_thickened(seen: Classifier) -> None:
