@@ -145,16 +145,14 @@ def soak(*, minutes: float = 10.0, clients: int = 12, model: Path = ROOT / "data
     early, late = np.median(memory[len(memory) // 4 : len(memory) // 2]), np.median(memory[-len(memory) // 4 :])
     statuses = ", ".join(f"{count:,} of {status or 'none'}" for status, count in sorted(counted.items()))
     print(f"{sum(counted.values()):,} requests in {minutes:g} minutes: {statuses}")
-    print(f"anonymous memory {early:.0f} MB in the second quarter, {late:.0f} MB in the last, {max(memory):.0f} MB at most")
+    print(f"anonymous memory {early:.0f} MB in the second quarter, {late:.0f} in the last, {max(memory):.0f} at most")
     for line in sorted(wrong)[:10]:
         print(line)
     if wrong or not alive or late > early * (1 + GROWTH) + 5:
         sys.exit("not as it should be")
 
 
-def mixed(
-    address: Address, process: int, seconds: float, clients: int
-) -> tuple[set[str], Counter[int], list[float]]:
+def mixed(address: Address, process: int, seconds: float, clients: int) -> tuple[set[str], Counter[int], list[float]]:
     """What was wrong, how often each status came, and the memory in MB, over time."""
     until = time.monotonic() + seconds
     wrong: set[str] = set()

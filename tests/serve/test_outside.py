@@ -46,9 +46,12 @@ def test_library_and_command_work_where_nothing_else_is(alone: Path, made: Path,
     line = run(python, "-m", "serve.predict", "one.png", "--json", "--model", made / "model.onnx", cwd=tmp_path)
     program = f"from serve import Classifier; print(Classifier({str(made / 'model.onnx')!r}).predict('one.png').label)"
     assert run(python, "-c", program, cwd=tmp_path).strip() == json.loads(line)["label"]
-    assert "needs" in subprocess.run(
-        [python, "-m", "serve.service"], cwd=tmp_path, capture_output=True, text=True, check=False
-    ).stderr
+    assert (
+        "needs"
+        in subprocess.run(
+            [python, "-m", "serve.service"], cwd=tmp_path, capture_output=True, text=True, check=False
+        ).stderr
+    )
 
 
 def test_the_service_installs_as_an_extra(alone: Path, made: Path, tmp_path: Path) -> None:
