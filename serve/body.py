@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email.message import EmailMessage
 from itertools import chain
 from typing import Any
 
@@ -18,6 +20,7 @@ from serve.facts import Facts
 from serve.preparation import Pixels
 
 FIELD = "images"  # of a form and of JSON
+DIGITS = 16  # bytes that a pixel of JSON may take; a reader of more would hold up all others
 LARGE = 1e300  # JSON knows whole numbers that no float64 holds
 
 
@@ -120,11 +123,19 @@ async def from_form(request: Request, body: bytes, limits: Limits) -> list[Sent]
     async def parts() -> AsyncGenerator[bytes, None]:
         yield body
 
+    kind = EmailMessage()
+    kind["content-type"] = " ".join(request.headers["content-type"].split())
+    boundary = kind.get_boundary()
+    if not boundary:
+        raise Refused(400, "the form is not understood: its content type names no boundary")
+    if b"--" + boundary.encode("utf-8", "replace") + b"--" not in body[-len(boundary) - 1000 :]:
+        raise Refused(400, "the form is cut off before its end")
     parser = MultiPartParser(
         request.headers, parts(), max_files=limits.images + 1, max_fields=1, max_part_size=limits.body
     )
-    try:
-        form = await parser.parse()
+    parser.spool_max_size = limits.body + 1  # in memory: it is there already
+    try:  # in another thread: a form of many small parts takes seconds
+        form = await asyncio.to_thread(asyncio.run, parser.parse())
     except MultiPartException as error:
         status = 413 if error.message.startswith("Too many files") else 400
         said = too_many(limits) if status == 413 else f"the form is not understood: {error.message}"
@@ -135,7 +146,7 @@ async def from_form(request: Request, body: bytes, limits: Limits) -> list[Sent]
     for name, file in form.multi_items():
         if name != FIELD or not isinstance(file, UploadFile):
             raise Refused(422, f"the form has a part {name!r} that is no file named {FIELD!r}")
-        found.append(Sent(file.filename, await file.read()))
+        found.append(Sent(clean(file.filename), await file.read()))
         await file.close()
     if len(found) > limits.images:
         raise Refused(413, too_many(limits))
@@ -143,6 +154,8 @@ async def from_form(request: Request, body: bytes, limits: Limits) -> list[Sent]
 
 
 def from_json(body: bytes, facts: Facts, limits: Limits) -> list[Sent]:
+    if len(body) > 1000 + limits.images * math.prod(facts.shape) * DIGITS:
+        raise Refused(413, f"more JSON than {limits.images} images of this size take")
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):
@@ -164,10 +177,15 @@ def pixels(image: Any, shape: tuple[int, ...], index: int) -> Pixels:
         rows = list(chain.from_iterable(rows))
     if not set(map(type, rows)) <= {int, float}:
         raise Refused(422, f"image {index} holds what is no number")
-    numbers = np.array(rows, np.float64) if max(rows) < LARGE else np.full(1, np.inf)
+    numbers = np.array(rows, np.float64) if -LARGE < min(rows) <= max(rows) < LARGE else np.full(1, np.inf)
     if not (numbers.min() >= 0 and numbers.max() <= 255 and (numbers == np.rint(numbers)).all()):
         raise Refused(422, f"image {index} has pixels that are not whole numbers of 0 to 255")
     return numbers.astype(np.uint8)
+
+
+def clean(name: str | None) -> str | None:
+    """A file's name, on one line and without what no UTF-8 says."""
+    return " ".join((name or "").encode("utf-8", "replace").decode().split()) or None
 
 
 def too_many(limits: Limits) -> str:

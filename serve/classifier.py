@@ -82,8 +82,8 @@ class Classifier:
     def predict(self, images: Picture | Iterable[Picture]) -> Prediction | list[Prediction]:
         """One picture: a path, a file's bytes, a PIL image, an array. Or many of them, of any kinds: a list.
 
-        Arrays of the network's own size, such as uint8[28, 28] or uint8[n, 28, 28], are taken as they are. All else is
-        prepared as the file's metadata say. Floating point pixels lie in 0..1.
+        Arrays of the network's own size are taken as they are: uint8[28, 28] is one, uint8[n, 28, 28] are many, also
+        where n is 1. All else is prepared as the file's metadata say. Floating point pixels lie in 0..1.
         """
         if not isinstance(images, (str, Path, bytes, Image.Image, np.ndarray)):
             return self.predictions(self.pixels_of(list(images)))
@@ -117,7 +117,7 @@ class Classifier:
         """Many images of the network's own size in one array; None if it is one picture."""
         shape = self.facts.shape
         plain = self.facts.channels == 1 and array.ndim == 3 and array.shape[1:] == shape[1:]
-        if (array.ndim == 4 and array.shape[1:] == shape) or (plain and array.shape != shape):
+        if (array.ndim == 4 and array.shape[1:] == shape) or plain:
             return eight_bits(array).reshape(-1, *shape)
         if array.ndim == 4:
             return self.pixels_of(list(array))

@@ -26,10 +26,13 @@ def replay(path: Path, classifier: "Classifier") -> float:
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise Problem(f"{path}: not a golden sample ({error})") from None
     facts = classifier.facts
-    if not cases or shape != facts.shape or wanted[0].shape != (len(cases), len(facts.classes)):
+    if not cases or shape != facts.shape or any(one.shape != (len(cases), len(facts.classes)) for one in wanted):
         raise Problem(f"{path}: is of another model: images of {shape}, where {classifier.name} takes {facts.shape}")
-    found = classifier.run(images)
-    worst = max(float(np.abs(mine - theirs).max()) for mine, theirs in zip(found, wanted, strict=True))
+    try:
+        found = classifier.run(images)
+    except Exception as error:  # ONNX Runtime's errors have no base class of their own
+        raise Problem(f"{classifier.name}: cannot be run: {' '.join(str(error).split())[:200]}") from None
+    worst = float(np.max([np.abs(mine - theirs).max() for mine, theirs in zip(found, wanted, strict=True)]))
     if not worst <= tolerance:
         raise Problem(f"{classifier.name}: differs from its golden sample by {worst:.2g}, more than {tolerance:g}")
     if predicted != [facts.classes[index] for index in found.logits.argmax(axis=1)]:

@@ -14,33 +14,23 @@ Color = tuple[int, int, int]
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 PIXELS = 50_000_000  # more than a phone's camera makes; a small file can claim far more than it holds
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+# The limit is ours, and odd EXIF is no matter. Once and for all: to switch warnings on and off is not thread-safe.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", module=r"PIL\.")
 ENOUGH = 1024  # a JPEG is decoded no finer than this, as far as its format can do that by itself
 
 
 def open_picture(source: str | Path | bytes | Image.Image, pixels: int = PIXELS) -> Image.Image:
     """Whole in memory, turned as its EXIF says."""
-    if isinstance(source, Image.Image):
-        return upright(source)
     try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    except FileNotFoundError:
-        raise BadPicture("there is no such file") from None
-    except OSError as error:
-        raise BadPicture(f"cannot be read: {error.strerror}") from None
-    if not data:
-        raise BadPicture("is empty")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of decompression bombs: the limit here is lower; of odd EXIF
-            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-                width, height = picture.size
-                if width * height > pixels:
-                    raise BadPicture(f"has {width} x {height} pixels, more than {pixels:,}")
-                if picture.format == "JPEG":
-                    picture.draft(None, (ENOUGH, ENOUGH))
-                picture.load()
-                return upright(picture)
-    except Image.DecompressionBombError:
+        if isinstance(source, Image.Image):
+            return whole(source, pixels)
+        data = source if isinstance(source, bytes) else read(Path(source))
+        if not data:
+            raise BadPicture("is empty")
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            return whole(picture, pixels)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # a program may raise its warnings
         raise BadPicture(f"has more than {pixels:,} pixels") from None
     except BadPicture:
         raise
@@ -50,6 +40,29 @@ def open_picture(source: str | Path | bytes | Image.Image, pixels: int = PIXELS)
             f" ({' '.join(str(error).split())})" if isinstance(error, OSError) and "identify" not in str(error) else ""
         )
         raise BadPicture(f"is not a whole picture{said}; these are read: {known}") from None
+
+
+def read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise BadPicture("there is no such file") from None
+    except OSError as error:
+        raise BadPicture(f"cannot be read: {error.strerror}") from None
+    except ValueError as error:  # a name with a null byte
+        raise BadPicture(f"cannot be read: {error}") from None
+
+
+def whole(picture: Image.Image, pixels: int) -> Image.Image:
+    width, height = picture.size
+    if not width * height:
+        raise BadPicture("has no pixels")
+    if width * height > pixels:
+        raise BadPicture(f"has more than {pixels:,} pixels: {width} x {height}")
+    if picture.format == "JPEG":
+        picture.draft(None, (ENOUGH, ENOUGH))
+    picture.load()
+    return upright(picture)
 
 
 def upright(picture: Image.Image) -> Image.Image:
@@ -62,6 +75,8 @@ def flat(picture: Image.Image, mode: str, ground: Color | None = None) -> Image.
     if picture.mode.startswith(("I", "F")):
         return eight_bits(np.asarray(picture, np.float32)).convert(mode)
     if "A" in picture.getbands() or "transparency" in picture.info:
+        if max(picture.size) > 2 * ENOUGH and picture.mode == "RGBA":  # four copies of it are to come
+            picture = picture.reduce(max(picture.size) // ENOUGH)
         picture = picture.convert("RGBA")
         behind = Image.new("RGBA", picture.size, ground or ground_of(picture))
         picture = Image.alpha_composite(behind, picture)

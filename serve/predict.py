@@ -2,6 +2,7 @@
 
 import argparse
 import glob
+import io
 import json
 import os
 import sys
@@ -29,6 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Problem as problem:
         print(problem, file=sys.stderr)
         return 2
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
     sources = found(given.files or ([] if sys.stdin.isatty() else [STDIN]))
     bad = False
     any_source = False
@@ -78,12 +82,11 @@ def positive(text: str) -> int:
 def found(names: list[str]) -> Iterator[str]:
     """Folders opened, to their depths and in order; globs that no shell expanded."""
     for name in names:
-        path = Path(name)
-        if path.is_dir():
-            inside = (Path(folder) / file for folder, _, files in sorted(os.walk(path)) for file in sorted(files))
+        if os.path.isdir(name):  # noqa: PTH112, Path.is_dir raises at a name that is too long
+            inside = (Path(folder) / file for folder, _, files in sorted(os.walk(name)) for file in sorted(files))
             pictures = [str(file) for file in inside if file.suffix.lower() in ENDINGS]
             yield from pictures or [name]
-        elif name != STDIN and not path.exists() and glob.has_magic(name):
+        elif name != STDIN and not os.path.exists(name) and glob.has_magic(name):  # noqa: PTH110
             yield from sorted(glob.glob(name, recursive=True)) or [name]  # noqa: PTH207, it may be absolute
         else:
             yield name
@@ -92,14 +95,14 @@ def found(names: list[str]) -> Iterator[str]:
 def content(source: str) -> bytes | str:
     if source == STDIN:
         return sys.stdin.buffer.read()
-    if Path(source).is_dir():
+    if os.path.isdir(source):  # noqa: PTH112
         raise BadPicture("has no picture in it")
     return source
 
 
 def as_json(source: str, prediction: Prediction) -> str:
     known = {"file": source, "label": prediction.label, "probability": prediction.probability}
-    return json.dumps({**known, "probabilities": prediction.probabilities}, ensure_ascii=False)
+    return json.dumps({**known, "probabilities": prediction.probabilities})
 
 
 def as_row(source: str, prediction: Prediction, top: int, width: int) -> str:

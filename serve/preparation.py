@@ -41,19 +41,22 @@ def closest(grey: Image.Image) -> Grey:
     """The ink, cropped to; what is small on a large sheet is looked at again, closer."""
     small = reduced(grey)
     ink, (left, top, right, bottom) = cropped(find_ink(np.asarray(small, np.float32)))
-    scale = grey.width / small.width
-    if scale < 1.5 or max(right - left, bottom - top) > WORK / 2:
+    across, down = grey.width / small.width, grey.height / small.height
+    if across < 1.5 or max(right - left, bottom - top) > WORK / 2:
         return ink
     margin = 0.25 * max(right - left, bottom - top) + 1
     closer = grey.crop(
         (
-            max(0, round(scale * (left - margin))),
-            max(0, round(scale * (top - margin))),
-            min(grey.width, round(scale * (right + margin))),
-            min(grey.height, round(scale * (bottom + margin))),
+            max(0, round(across * (left - margin))),
+            max(0, round(down * (top - margin))),
+            min(grey.width, round(across * (right + margin))),
+            min(grey.height, round(down * (bottom + margin))),
         )
     )
-    return cropped(find_ink(np.asarray(reduced(closer), np.float32)))[0]
+    try:
+        return cropped(find_ink(np.asarray(reduced(closer), np.float32)))[0]
+    except BadPicture:  # closer there is too little ground around it
+        return ink
 
 
 def reduced(grey: Image.Image) -> Image.Image:

@@ -60,7 +60,7 @@ def test_the_table_shows_as_many_classes_as_asked(made: Path, folder: Path) -> N
 
 def test_a_bad_file_is_a_line_and_the_rest_go_on(made: Path, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    bad = [folder / "notes.txt", tmp_path / "missing.png", tmp_path / "empty", f"{tmp_path}/*.none"]
+    bad = [folder / "notes.txt", tmp_path / "missing.png", tmp_path / "empty", f"{tmp_path}/*.none", "x" * 300]
     done = command(made, *bad[:2], folder / "0.png", *bad[2:], folder / "1.png", "--json")
     assert done.returncode == 1
     assert [row["file"] for row in rows(done)] == [str(folder / "0.png"), str(folder / "1.png")]

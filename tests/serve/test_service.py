@@ -103,9 +103,13 @@ ZEROS = np.zeros((28, 28), int).tolist()
         (json.dumps({"images": [[[0.5] * 28] * 28]}).encode(), "application/json", 422, "0 to 255"),
         (json.dumps({"images": [[[True] * 28] * 28]}).encode(), "application/json", 422, "no number"),
         (json.dumps({"images": [[[float("nan")] * 28] * 28]}).encode(), "application/json", 422, "0 to 255"),
+        (json.dumps({"images": [[[-(10**400)] * 28] * 28]}).encode(), "application/json", 422, "0 to 255"),
+        (b'{"images": [' + b"{}," * 500_000 + b"{}]}", "application/json", 413, "more JSON than 64 images"),
+        (form(("a", b"x"), ("b", b"y"))[0][:-12], "multipart/form-data; boundary=cut", 400, "cut off"),
         (json.dumps({"images": [ZEROS] * 65}).encode(), "application/json", 413, "more than 64 images"),
         (b"no form", "multipart/form-data", 400, "form is not understood"),
-        (b"no form", "multipart/form-data; boundary=cut", 400, "form is not understood"),
+        (b"no form", "multipart/form-data; boundary=cut", 400, "cut off"),
+        (b"no form--cut--", "multipart/form-data; boundary=cut", 400, "form is not understood"),
         (form()[0], "multipart/form-data; boundary=cut", 422, "no image"),
         (form(("a", b"x"), field="other")[0], "multipart/form-data; boundary=cut", 422, "other"),
         (form(*[("a", b"x")] * 66)[0], "multipart/form-data; boundary=cut", 413, "more than 64 images"),
@@ -124,6 +128,8 @@ def test_bad_requests_are_answered_with_a_line(
 def test_a_bad_picture_among_good_ones_is_named(service: Service, tested: Tested) -> None:
     body, kind = form(("a.png", large(tested[0][0])), ("b.png", b"no picture"))
     assert service.predict(body, kind).json["error"].startswith("picture 1 (b.png) is not a whole picture")
+    body, kind = form(("+2AA-", large(tested[0][0])))  # a name that no UTF-8 says
+    assert service.predict(body, f"{kind}; charset=utf-7").status == 200
 
 
 def test_paths_and_methods_that_are_not_there(service: Service) -> None:
@@ -186,13 +192,16 @@ def test_slow_senders_are_cut_off(made: Path, tmp_path: Path) -> None:
                 assert time.monotonic() - began < 6
 
 
-def test_connections_that_are_cut_leave_nothing_behind(service: Service, tested: Tested) -> None:
-    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ncontent-length: 100000\r\n\r\n"
-    for _ in range(20):
-        with socket.create_connection(service.address, timeout=5) as one:
-            one.sendall(head + bytes(1000))
-    assert service.pixels(tested[0][0, 0]).status == 200
-    assert numbers(service)["lockstep_images_inside"] == 0
+def test_connections_that_are_cut_leave_nothing_behind(made: Path, tested: Tested, tmp_path: Path) -> None:
+    """Neither of what all bodies may hold, 1.6 MB, nor of the queue."""
+    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ncontent-length: 90000\r\n\r\n"
+    with running(tmp_path, made / "model.onnx", "--max-bytes", "100000") as service:
+        for size in (80_000, 90_000) * 25:
+            with socket.create_connection(service.address, timeout=5) as one:
+                one.sendall(head + bytes(size))
+        time.sleep(0.5)
+        assert service.pixels(tested[0][0, 0]).status == 200
+        assert numbers(service)["lockstep_images_inside"] == 0
 
 
 def test_a_request_in_pieces_without_a_length_is_counted_as_it_comes(service: Service) -> None:
