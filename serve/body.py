@@ -6,7 +6,7 @@ import math
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from email.message import EmailMessage
+from email.message import Message
 from itertools import chain
 from typing import Any
 
@@ -123,9 +123,9 @@ async def from_form(request: Request, body: bytes, limits: Limits) -> list[Sent]
     async def parts() -> AsyncGenerator[bytes, None]:
         yield body
 
-    kind = EmailMessage()
-    kind["content-type"] = " ".join(request.headers["content-type"].split())
-    boundary = kind.get_boundary()
+    declared = Message()
+    declared["content-type"] = request.headers["content-type"]
+    boundary = declared.get_boundary()
     if not boundary:
         raise Refused(400, "the form is not understood: its content type names no boundary")
     if b"--" + boundary.encode("utf-8", "replace") + b"--" not in body[-len(boundary) - 1000 :]:
