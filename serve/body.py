@@ -128,7 +128,7 @@ async def from_form(request: Request, body: bytes, limits: Limits) -> list[Sent]
     boundary = declared.get_boundary()
     if not boundary:
         raise Refused(400, "the form is not understood: its content type names no boundary")
-    if b"--" + boundary.encode("utf-8", "replace") + b"--" not in body[-len(boundary) - 1000 :]:
+    if b"--" + boundary.encode("latin-1", "replace") + b"--" not in body[-len(boundary) - 1000 :]:
         raise Refused(400, "the form is cut off before its end")
     parser = MultiPartParser(
         request.headers, parts(), max_files=limits.images + 1, max_fields=1, max_part_size=limits.body
