@@ -202,7 +202,8 @@ def supervised(command: str, folder: Path) -> subprocess.Popen[str]:
 
 def test_the_supervisor_exits_as_its_command_did(tmp_path: Path) -> None:
     with supervised("sh -c 'echo said; exit 7'", tmp_path) as process:
-        assert process.communicate()[0] == "said\n"
+        assert process.stdout is not None
+        assert process.stdout.read() == "said\n"  # and not communicate(), which closes the input first
     assert process.returncode == 7
 
 
