@@ -81,24 +81,28 @@ class Batcher:
                     continue
                 pixels = np.concatenate([job.pixels for job in jobs]) if len(jobs) > 1 else jobs[0].pixels
                 self.counts.batch(len(pixels))
-                started = time.perf_counter()
                 try:
                     if len(pixels) * self.pace <= HERE:
-                        whole = jobs[0].classifier.run(pixels)
+                        whole = self.run(jobs[0].classifier, pixels)
                     else:
-                        whole = await loop.run_in_executor(thread, jobs[0].classifier.run, pixels)
+                        whole = await loop.run_in_executor(thread, self.run, jobs[0].classifier, pixels)
                 except Exception as error:
                     for job in jobs:
                         if not job.answer.done():
                             job.answer.set_exception(error)
                     continue
-                self.pace = (time.perf_counter() - started) / len(pixels)
                 start = 0
                 for job in jobs:
                     end = start + len(job.pixels)
                     if not job.answer.done():  # its request has not given up
                         job.answer.set_result(Answer(whole.logits[start:end], whole.probabilities[start:end]))
                     start = end
+
+    def run(self, classifier: Classifier, pixels: Pixels) -> Answer:
+        started = time.perf_counter()
+        whole = classifier.run(pixels)
+        self.pace = (time.perf_counter() - started) / len(pixels)  # without the way to another thread and back
+        return whole
 
     async def gather(self) -> None:
         """Until there is something, and then for what is about to come."""
