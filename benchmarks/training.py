@@ -186,7 +186,7 @@ def beside(name: str, seconds: float, accuracy: float, rows: list[dict[str, Any]
         if row["recipe"] in PUBLISHED and row["recipe"] != name:
             reached = (took for took, there in row["epochs"] if there >= round(accuracy, 3))
             others.setdefault(row["recipe"], []).append(next(reached, float("inf")))
-    fastest, took = min(((other, median(each)) for other, each in others.items()), key=lambda one: one[1])
+    took, fastest = min(((median(each), other) for other, each in others.items()), default=(float("inf"), ""))
     return f"{seconds / took:.2g} (`{fastest}`)" if took < float("inf") else "none is"
 
 
