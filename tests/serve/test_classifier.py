@@ -65,8 +65,7 @@ def test_batches_inside_give_what_one_by_one_gives(made: Path, tested: Tested) -
 
 
 def test_many_threads_share_one(classifier: Classifier, tested: Tested) -> None:
-    images = tested[0]
-    images = images[:, 0]
+    images = tested[0][:, 0]
     alone = [classifier.predict(image) for image in images]
     with ThreadPoolExecutor(8) as threads:
         assert list(threads.map(classifier.predict, list(images) * 3)) == alone * 3
