@@ -143,7 +143,7 @@ def fit(
             history.add(step, now * section.learning_rate, measured)
             if section.keep == "best" and measured and (best is None or measured[1] > best["accuracy"]):
                 best = {"accuracy": measured[1], "weights": copied(network)}
-        if checkpoint.due():
+        if ranks.agreed(checkpoint.due, step):
             state = {"network": network.state_dict(), "optimizer": optimizer.state(), "best": best}
             checkpoint.save({"steps": step + 1, "history": history.state(), **state})
     if best:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from repositories import DIGITS, STAGES, commit, dvc, environment, new_project, ran, run
 
 from flows.param_file import set_param
@@ -239,3 +240,9 @@ def test_the_default_recipe_passes_its_gate_on_the_digits(tmp_path: Path) -> Non
     dvc(project, "repro")
     assert json.loads((project / "data/reports/evaluate.json").read_text())["accuracy"] >= 0.97
     assert json.loads((project / "data/reports/parity.json").read_text())["flips"] == 0
+    for paper, ink in (("white", "black"), ("#123", "#ffd")):  # as MNIST's network it takes a picture of a digit
+        picture = Image.new("RGB", (300, 200), paper)
+        ImageDraw.Draw(picture).line([(120, 50), (200, 50), (150, 160)], fill=ink, width=20, joint="curve")
+        picture.save(project / "seven.png")
+        said = run(project, sys.executable, "-m", "serve.predict", "--json", "seven.png").stdout
+        assert json.loads(said)["label"] == "7"

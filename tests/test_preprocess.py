@@ -71,7 +71,7 @@ def test_mnists_form_becomes_three_splits_of_whole_images(raw: Path, make: Make)
 def test_the_embedded_digits_get_a_stratified_test_split(digits: Path, make: Make) -> None:
     splits = make(digits, test=0.2)
     said = about(splits)
-    assert (said["dataset"], said["preparation"], said["size"]) == ("digits", "resize", 28)
+    assert (said["dataset"], said["preparation"], said["size"]) == ("digits", "mnist", 28)
     assert sum(said["counts"].values()) == 1797
     assert said["counts"]["test"] == round(1797 * 0.2)
     everywhere = np.sum(list(said["counts_by_class"].values()), axis=0)

@@ -1,4 +1,7 @@
-"""The embedded digits: 1,797 real handwritten digits of 8x8 pixels that come with scikit-learn: no network."""
+"""The embedded digits: 1,797 real handwritten digits of 8x8 pixels that come with scikit-learn: no network.
+
+They are laid out as MNIST's are, so that a picture of a digit is prepared alike for a network trained on either.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -6,15 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.common.decoding import scaled
 from stages.common.problem import Problem
-from stages.common.raw import AGAIN, Fetched, Part, Raw, colored
+from stages.common.raw import AGAIN, Chunk, Fetched, Part, Raw, colored
 from stages.common.whole import whole
 
 LEVELS = 16  # the brightest pixel, as published
+SIDE, BOX = 28, 20  # of an image of MNIST, and of its digit
 
 
 class Embedded:
-    preparation = "resize"
+    preparation = "mnist"
 
     def fetch(self, folder: Path, have: Path, own: Path) -> Fetched:
         from sklearn.datasets import load_digits  # a second of import that only this data set needs
@@ -36,7 +41,7 @@ class Embedded:
             raise Problem(
                 f"{folder}: images.npy holds {len(images)} images, but labels.npy {len(labels)} labels; {AGAIN}"
             )
-        grey = np.round(images * (255 / LEVELS)).astype(np.uint8)
+        grey = np.stack([like_mnist(image) for image in np.round(images * (255 / LEVELS)).astype(np.uint8)])
         part = Part(
             labels=labels,
             images=lambda channels: iter([colored(grey, channels)]),
@@ -44,6 +49,14 @@ class Embedded:
             label_name=lambda index: f"{folder / 'labels.npy'}, label {index}",
         )
         return Raw(part, None)
+
+
+def like_mnist(digit: Chunk) -> Chunk:
+    """The digit, which fills its image from top to bottom, in a box of 20 x 20, its mass in the middle of 28 x 28."""
+    box = scaled(digit, BOX)
+    mass = [np.average(np.arange(BOX) + 0.5, weights=box.sum(axis=axis)) for axis in (1, 0)]
+    top, left = (int(np.clip(round(SIDE / 2 - middle), 0, SIDE - BOX)) for middle in mass)
+    return np.pad(box, ((top, SIDE - BOX - top), (left, SIDE - BOX - left)))
 
 
 def load(path: Path) -> NDArray[np.uint8]:

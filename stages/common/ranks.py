@@ -20,6 +20,8 @@ from torch import Tensor, distributed, nn
 
 from stages.common.problem import Problem
 
+SELDOM = 16  # steps between two questions about the time: all processes wait for the answer, two milliseconds or so
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -56,6 +58,12 @@ class Ranks:
             distributed.broadcast_object_list(things)
         return things[0]
 
+    def agreed(self, clock: Callable[[], bool], step: int) -> bool:
+        """Whether the first process's clock says so: each has its own, and what only some do the others wait for."""
+        if self.world == 1:
+            return clock()
+        return (step + 1) % SELDOM == 0 and bool(self.first(clock()))
+
     def equal(self, network: nn.Module) -> None:
         """Give all processes the first one's running statistics; parameters are equal as it is."""
         for buffer in network.buffers() if self.world > 1 else ():
@@ -83,12 +91,7 @@ def spawned(module: str, arguments: dict[str, Any], processes: int) -> bool:
                     stderr=errors[rank] if rank else None,
                 )
             )
-        try:
-            wait(running, errors)
-        finally:
-            for process in running:
-                process.kill()
-                process.wait()
+        wait(running, errors)
     return True
 
 
@@ -96,17 +99,21 @@ def wait(running: list[subprocess.Popen[bytes]], errors: list[Any]) -> None:
     """Until all have ended, or one has ended badly: then the others would wait for it for ever."""
     with ThreadPoolExecutor(len(running)) as threads:
         ends = {threads.submit(process.wait): rank for rank, process in enumerate(running)}
-        for end in as_completed(ends):
-            if not end.result():
-                continue
+        try:
+            for end in as_completed(ends):
+                if end.result():
+                    raise Problem(last_words(ends[end], len(running), end.result(), errors[ends[end]]))
+        finally:  # also of an interruption; the threads end with them
             for process in running:
                 process.kill()
-            rank = ends[end]
-            said = ", see above"
-            if rank:
-                errors[rank].seek(0)
-                said = ": " + (errors[rank].read().strip().splitlines() or ["no word"])[-1]
-            raise Problem(f"process {rank} of {len(running)} ended with status {end.result()}{said}")
+
+
+def last_words(rank: int, processes: int, status: int, error: Any) -> str:
+    said = ", see above"
+    if rank:
+        error.seek(0)
+        said = ": " + (error.read().strip().splitlines() or ["no word"])[-1]
+    return f"process {rank} of {processes} ended with status {status}{said}"
 
 
 @contextmanager

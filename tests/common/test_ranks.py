@@ -5,7 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,30 @@ def flags(folder: Path, params: Path, splits: Path) -> list[str]:
     return [part for name, path in paths.items() for part in (f"--{name}", str(path))]
 
 
-def train(folder: Path, params: Path, splits: Path, status: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "stages.train", *flags(folder, params, splits)]
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert done.returncode == status, done.stdout + done.stderr
-    return done
+def command(folder: Path, params: Path, splits: Path, *words: str) -> list[str]:
+    return [sys.executable, "-m", "stages.train", *flags(folder, params, splits), *words]
+
+
+def train(folder: Path, params: Path, splits: Path, *words: str) -> None:
+    """A training that hangs fails here, and leaves nobody."""
+    process = subprocess.Popen(command(folder, params, splits, *words), cwd=ROOT, env=ENVIRONMENT)
+    try:
+        assert process.wait(300) == 0
+    finally:
+        process.kill()
+
+
+@contextmanager
+def endless(folder: Path, params: Params, splits: Path) -> Iterator[subprocess.Popen[str]]:
+    """A training by two processes that has written its first row."""
+    forever = params({"train.processes": 2, "train.epochs": 10_000})
+    words = command(folder, forever, splits)
+    process = subprocess.Popen(words, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    try:
+        until(lambda: (folder / "history").exists() and (folder / "history").read_text().count("\n") > 0, 120)
+        yield process
+    finally:
+        process.kill()
 
 
 def report(folder: Path) -> dict[str, Any]:
@@ -92,25 +112,59 @@ def test_all_processes_end_with_the_same_weights_also_when_another_program_start
 
 @pytest.mark.slow
 @pytest.mark.ci
+def test_two_processes_whose_clocks_differ_save_at_the_same_steps_and_go_on_from_there(
+    made: Path, tmp_path: Path, params: Params
+) -> None:
+    together = params({"train.processes": 2, "train.epochs": 30})
+    train(tmp_path / "often", together, made / "splits", "--checkpoint-seconds", "0.02")
+    killed = tmp_path / "killed"
+    words = command(killed, together, made / "splits", "--checkpoint-seconds", "0")
+    process = subprocess.Popen(words, cwd=ROOT, env=ENVIRONMENT)
+    until(lambda: list(killed.glob("checkpoints/*.pt")), 120)
+    everyone = [*psutil.Process(process.pid).children(), process]
+    for one in everyone:
+        one.kill()
+    psutil.wait_procs(everyone[:-1], 10)
+    process.wait()
+    assert not (killed / "weights").exists()
+    train(killed, together, made / "splits")
+    for name in ("weights", "history", "report"):
+        assert (killed / name).read_bytes() == (tmp_path / "often" / name).read_bytes()
+
+
+def assert_ended(processes: list[psutil.Process]) -> None:
+    until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes), 10)
+
+
+@pytest.mark.slow
+@pytest.mark.ci
 def test_when_one_process_dies_the_training_ends_and_says_so(made: Path, tmp_path: Path, params: Params) -> None:
-    forever = params({"train.processes": 2, "train.epochs": 10_000})
-    command = [sys.executable, "-m", "stages.train", *flags(tmp_path, forever, made / "splits")]
-    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-    until(lambda: (tmp_path / "history").exists() and (tmp_path / "history").read_text().count("\n") > 0, 120)
-    children = psutil.Process(process.pid).children()
-    assert len(children) == 2
-    os.kill(children[1].pid, signal.SIGKILL)
-    error = process.communicate(timeout=60)[1]
+    with endless(tmp_path, params, made / "splits") as process:
+        children = psutil.Process(process.pid).children()
+        assert len(children) == 2
+        os.kill(children[1].pid, signal.SIGKILL)
+        error = process.communicate(timeout=60)[1]
     assert process.returncode == 1
     assert f"ended with status {-signal.SIGKILL}" in error
     assert "Traceback" not in error.splitlines()[-1]
-    time.sleep(0.5)
-    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert_ended(children)
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_an_interruption_of_the_first_process_alone_ends_all(made: Path, tmp_path: Path, params: Params) -> None:
+    with endless(tmp_path, params, made / "splits") as process:
+        children = psutil.Process(process.pid).children()
+        process.send_signal(signal.SIGINT)
+        error = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert error.splitlines()[-1] == "train: interrupted"
+    assert_ended(children)
 
 
 def test_torchrun_must_start_as_many_as_the_params_say(made: Path, tmp_path: Path, params: Params) -> None:
-    command = [sys.executable, "-m", "stages.train", *flags(tmp_path, params(), made / "splits")]
     env = {**ENVIRONMENT, "RANK": "0", "WORLD_SIZE": "2"}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    words = command(tmp_path, params(), made / "splits")
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == ("train: train.processes is 1, but torchrun has started 2; set the one to the other\n")

@@ -134,7 +134,7 @@ def start(toy: Path, api: str, deployment: str, *words: str) -> None:
 
 def until_long_runs(toy: Path) -> None:
     before = len(trace(toy))
-    until(lambda: len(trace(toy)) > before and trace(toy)[-1] == "long", 60)
+    until(lambda: len(trace(toy)) > before and trace(toy)[-1] == "long", 180)
 
 
 def assert_nothing_is_left(toy: Path, since: float, engines: list[psutil.Process]) -> None:
@@ -225,7 +225,7 @@ def test_a_cancelled_run_leaves_nothing_and_the_next_one_succeeds(place: Path, p
 
 def test_a_worker_that_is_ended_takes_its_run_with_it_which_is_then_called_crashed(place: Path, pool: str) -> None:
     last_for(place, 60)
-    change(place, "flows/automation.py", "seconds=120", "seconds=10")
+    change(place, "flows/automation.py", "seconds=120", "seconds=45")  # more than a heartbeat
     subprocess.run([sys.executable, "-m", "flows.automation"], cwd=place, env=settings(pool), check=True)
     with worker(place, pool) as process:
         start(place, pool, "nightly")
@@ -234,7 +234,7 @@ def test_a_worker_that_is_ended_takes_its_run_with_it_which_is_then_called_crash
         process.terminate()
         assert_nothing_is_left(place, time.monotonic(), engines)
         process.wait(ENDED)
-    one = finished(pool, "nightly", 60)  # by the automation: the worker said nothing
+    one = finished(pool, "nightly", 180)  # by the automation: the worker said nothing
     assert (one["state_type"], one["state"]["message"]) == ("CRASHED", "No sign of life: its worker or machine died")
 
 
