@@ -27,7 +27,7 @@ from stages.common.weights import read_weights
 
 OURS = ("quick", "standard", "strong", "record")
 # Seeds by default; `record` takes long, and is measured when it is named.
-SEEDS = {"quick": 5, "standard": 5, "strong": 5, "record": 0, "reference_a": 2}
+SEEDS = {"quick": 5, "standard": 5, "strong": 5, "record": 0}
 UNTIL = 0.99  # reference A goes on after its three epochs until it first reaches this
 LONG = {"pytorch_examples": 1}  # epochs that are run of more, and extrapolated
 
@@ -39,8 +39,9 @@ def measure(
     *, only: list[str] | None = None, seeds: int | None = None, threads: int = 2, plot: Path | None = None
 ) -> None:
     """Run what is missing, one seed of each recipe after the other; then print the table, and draw PLOT."""
-    results = Results("training", describe(threads))
     names = only or [*PUBLISHED, *OURS]
+    check(names)
+    results = Results("training", describe(threads))
     wanted = {name: seeds or SEEDS.get(name, 1) or (3 if only else 0) for name in names}
     print(f"on {results.machine}", flush=True)
     for seed in range(max(wanted.values())):
@@ -54,6 +55,14 @@ def measure(
     print(table(rows, max(row["limit"] for row in results if "limit" in row)))
     if plot:
         draw(rows, plot)
+
+
+def check(names: list[str]) -> None:
+    if strange := [name for name in names if name not in PUBLISHED and name not in OURS]:
+        sys.exit(f"{strange[0]} is no recipe; there are {', '.join([*PUBLISHED, *OURS])}")
+    source = ROOT / "data" / "raw" / "source.json"
+    if not source.exists() or json.loads(source.read_text())["dataset"] != "mnist":
+        sys.exit("data/raw does not hold MNIST, which the published recipes are of: `make run DATASET=mnist` brings it")
 
 
 def run(name: str, seed: int, threads: int) -> dict[str, Any]:

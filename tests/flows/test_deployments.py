@@ -134,7 +134,10 @@ def start(toy: Path, api: str, deployment: str, *words: str) -> None:
 
 def until_long_runs(toy: Path) -> None:
     before = len(trace(toy))
-    until(lambda: len(trace(toy)) > before and trace(toy)[-1] == "long", 180)
+    try:
+        until(lambda: len(trace(toy)) > before and trace(toy)[-1] == "long", 180)
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {trace(toy)}\n{output(toy)[-4000:]}") from None
 
 
 def assert_nothing_is_left(toy: Path, since: float, engines: list[psutil.Process]) -> None:
@@ -228,13 +231,13 @@ def test_a_worker_that_is_ended_takes_its_run_with_it_which_is_then_called_crash
     change(place, "flows/automation.py", "seconds=120", "seconds=45")  # more than a heartbeat
     subprocess.run([sys.executable, "-m", "flows.automation"], cwd=place, env=settings(pool), check=True)
     with worker(place, pool) as process:
-        start(place, pool, "nightly")
+        start(place, pool, "on-demand", "-p", 'where="tree"')
         until_long_runs(place)
         engines = children(process)
         process.terminate()
         assert_nothing_is_left(place, time.monotonic(), engines)
         process.wait(ENDED)
-    one = finished(pool, "nightly", 180)  # by the automation: the worker said nothing
+    one = finished(pool, "on-demand", 180)  # by the automation: the worker said nothing
     assert (one["state_type"], one["state"]["message"]) == ("CRASHED", "No sign of life: its worker or machine died")
 
 
