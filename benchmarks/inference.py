@@ -3,8 +3,10 @@
 make bench-onnx
 """
 
+import hashlib
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -32,20 +34,19 @@ def measure(*, rounds: int = 5, threads: int = 2, model: Path = ROOT / "data/mod
         "PyTorch eager": eager(network),
         "PyTorch compiled": eager(torch.compile(network, dynamic=True)),
     }
-    took: dict[tuple[str, int], list[np.ndarray]] = {(way, batch): [] for way in ways for batch in BATCHES}
-    for turn in range(rounds + 1):
-        for (way, batch), seen in took.items():
-            times = timed(ways[way], image[:batch], SECONDS if turn else SECONDS / 5)
-            if turn:  # the first is to warm up
-                seen.append(times)
+    key = {"model": hashlib.sha256(model.read_bytes()).hexdigest(), "onnxruntime": onnxruntime.__version__}
+    rows: dict[tuple[str, int], list[dict[str, float]]] = {(way, batch): [] for way in ways for batch in BATCHES}
+    for turn in range(rounds):
+        for (way, batch), seen in rows.items():
+            once = partial(timed, ways[way], image[:batch])
+            seen.append(results.once(once, way=way, batch=batch, round=turn, **key))
     print(f"on {results.machine}; onnxruntime {onnxruntime.__version__}; medians of {rounds} rounds\n")
     print("| | batch 1: p50 | p99 | images a second, one by one | " + " | ".join(f"by {n}" for n in BATCHES[1:]) + " |")
     print("|---|---|---|---|" + "---|" * (len(BATCHES) - 1))
     for way in ways:
-        p50, p99 = (median(np.quantile(times, share) for times in took[way, 1]) * 1e6 for share in (0.5, 0.99))
-        a_second = {n: median(n * len(times) / times.sum() for times in took[way, n]) for n in BATCHES}
-        print(f"| {way} | {p50:.0f} µs | {p99:.0f} µs | " + " | ".join(f"{a_second[n]:,.0f}" for n in BATCHES) + " |")
-        results.add({"way": way, "p50": p50, "p99": p99, "images_a_second": a_second})
+        p50, p99 = (1e6 * median(row[share] for row in rows[way, 1]) for share in ("p50", "p99"))
+        a_second = [median(row["images_a_second"] for row in rows[way, batch]) for batch in BATCHES]
+        print(f"| {way} | {p50:.0f} µs | {p99:.0f} µs | " + " | ".join(f"{each:,.0f}" for each in a_second) + " |")
 
 
 def shape(model: Path) -> list[tuple[int, ...]]:
@@ -68,7 +69,15 @@ def eager(network: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[np.ndarr
     return run
 
 
-def timed(run: Callable[[np.ndarray], object], images: np.ndarray, seconds: float) -> np.ndarray:
+def timed(run: Callable[[np.ndarray], object], images: np.ndarray) -> dict[str, float]:
+    """Seconds that a call takes, and images a second."""
+    calls(run, images, SECONDS / 5)  # to warm up
+    times = calls(run, images, SECONDS)
+    p50, p99 = (float(each) for each in np.quantile(times, (0.5, 0.99)))
+    return {"p50": p50, "p99": p99, "images_a_second": len(images) * len(times) / float(times.sum())}
+
+
+def calls(run: Callable[[np.ndarray], object], images: np.ndarray, seconds: float) -> np.ndarray:
     """How long each call took."""
     times, end = [], time.perf_counter() + seconds
     while (started := time.perf_counter()) < end or len(times) < 3:

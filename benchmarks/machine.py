@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -54,6 +54,14 @@ class Results:
 
     def find(self, **key: Any) -> dict[str, Any] | None:
         return next((row for row in self if key.items() <= row.items()), None)
+
+    def once(self, measure: Callable[[], dict[str, Any]], **key: Any) -> dict[str, Any]:
+        """The row of that key, as it was measured or as it is measured now."""
+        if row := self.find(**key):
+            return row
+        row = {**key, **measure()}
+        self.add(row)
+        return row
 
     def add(self, row: dict[str, Any]) -> None:
         self.path.parent.mkdir(exist_ok=True)

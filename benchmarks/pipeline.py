@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor as Pool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -29,36 +30,49 @@ from stages.common.splits import growing, read_images, read_labels
 from stages.common.weights import read_weights
 
 TIMES = 10  # the data
+WHOLE = {
+    "--force --downstream preprocess": "\nFrom raw files to the parity report, one `dvc repro`:",
+    "": "`dvc repro` with nothing to do:",
+}
 
 app = App(name="python -m benchmarks.pipeline", result_action="return_none")
 
 
 @app.default
-def measure(*, rounds: int = 5, threads: int = 2) -> None:
+def measure(*, rounds: int = 3, threads: int = 2) -> None:
     """In a clone of the last commit, with the data of a finished pipeline: `dvc repro` first."""
     results = Results("pipeline", describe(threads))
     print(f"on {results.machine}; medians of {rounds} rounds\n", flush=True)
     with clone() as project:
+        commit = subprocess.check_output(
+            ["git", "rev-parse", "HEAD:stages", "HEAD:params.yaml"], cwd=project, text=True
+        )
+        once = partial(results.once, sources=commit.split())  # numbers of other sources are not taken for theirs
         print("| stage | its process | bare imports | its computation | overhead | memory over the imports |")
         print("|---|---|---|---|---|---|")
         for name, command in commands(project).items():
-            row = alone(name, command, project, rounds)
-            overhead = row["seconds"] - row["bare"] - row["work"]
+            stage = Stage(name, command, project)
+            rows = [once(stage.measure, stage=name, round=turn) for turn in range(rounds)]
+            row = {key: median(row[key] for row in rows) for key in ("seconds", "bare", "work", "anonymous")}
+            overhead = median(row["seconds"] - row["bare"] - row["work"] for row in rows)
             times = " | ".join(f"{row[key]:.2f} s" for key in ("seconds", "bare", "work"))
             print(f"| {name} | {times} | {overhead:.2f} s | {row['anonymous']:.0f} MB |", flush=True)
-            results.add({"stage": name, **row})
-        whole = [run(["dvc", "repro", "--force", "--downstream", "preprocess"], project).seconds for _ in range(rounds)]
-        print(f"\nFrom raw files to the parity report, one `dvc repro`: {median(whole):.1f} s", flush=True)
-        nothing = [run(["dvc", "repro"], project).seconds for _ in range(rounds)]
-        print(f"`dvc repro` with nothing to do: {median(nothing):.2f} s", flush=True)
-        results.add({"whole": whole, "nothing": nothing})
-        one, ten = (a_pass(project, times) for times in (1, TIMES))
+        for words, said in WHOLE.items():
+            subprocess.run(["dvc", "repro", "--quiet"], cwd=project, check=True)  # as a finished one leaves it
+            command = partial(repro, words, project)
+            seconds = [once(command, repro=words, round=turn)["seconds"] for turn in range(rounds)]
+            print(f"{said} {median(seconds):.2f} s, of {min(seconds):.2f} to {max(seconds):.2f}", flush=True)
+        # What is small is measured before and after: the machine's speed drifts.
+        before, ten, after = (
+            once(partial(a_pass, project, times), times=times, round=turn)
+            for times, turn in ((1, 0), (TIMES, 0), (1, 1))
+        )
     print(
-        f"A pass over {ten['images']:,} images takes {ten['seconds'] / one['seconds']:.1f} times as long as over "
-        f"{one['images']:,}, and {ten['anonymous'] - one['anonymous']:.0f} MB more anonymous memory; "
-        f"test accuracy {ten['accuracy']:.2%} after it, and {one['accuracy']:.2%}."
+        f"A pass over {ten['images']:,} images takes "
+        f"{2 * ten['seconds'] / (before['seconds'] + after['seconds']):.1f} times as long as over "
+        f"{after['images']:,}, and {ten['anonymous'] - before['anonymous']:.0f} MB more anonymous memory; "
+        f"test accuracy {ten['accuracy']:.2%} after it, and {before['accuracy']:.2%}."
     )
-    results.add({"one": one, "ten": ten})
 
 
 @contextmanager
@@ -79,18 +93,25 @@ def commands(project: Path) -> dict[str, list[str]]:
     return {name: [sys.executable, *stage["cmd"].split()[1:]] for name, stage in stages.items()}
 
 
-def alone(name: str, command: list[str], project: Path, rounds: int) -> dict[str, float]:
-    """A stage's command beside a process that only imports what it does, in turn."""
-    imports = project / f"{name}.json"
-    watched = [sys.executable, str(ROOT / "benchmarks" / "watched.py"), str(imports)]
-    rows = []
-    run([*watched, name, *command[3:]], project)  # writes down what it imports
-    for _ in range(rounds):
-        whole, bare = run([*watched, name, *command[3:]], project), run([*watched, "none"], project)
+class Stage:
+    """A stage's command beside a process that only imports what it does."""
+
+    def __init__(self, name: str, command: list[str], project: Path) -> None:
+        self.imports, self.project = project / f"{name}.json", project
+        self.watched = [sys.executable, str(ROOT / "benchmarks" / "watched.py"), str(self.imports)]
+        self.words = [*self.watched, name, *command[3:]]
+
+    def measure(self) -> dict[str, float]:
+        if not self.imports.exists():
+            run(self.words, self.project)  # writes down what it imports
+        whole, bare = run(self.words, self.project), run([*self.watched, "none"], self.project)
         work = json.loads(whole.said.splitlines()[-1])["work"]
         memory = whole.anonymous - bare.anonymous
-        rows.append({"seconds": whole.seconds, "bare": bare.seconds, "work": work, "anonymous": memory})
-    return {key: median(row[key] for row in rows) for key in rows[0]}
+        return {"seconds": whole.seconds, "bare": bare.seconds, "work": work, "anonymous": memory}
+
+
+def repro(words: str, project: Path) -> dict[str, float]:
+    return {"seconds": run(["dvc", "repro", *words.split()], project).seconds}
 
 
 @dataclass(frozen=True)
@@ -127,6 +148,8 @@ def anonymous(process: int) -> float:
 def a_pass(project: Path, times: int) -> dict[str, float]:
     """Train for one epoch on so many distortions of each training image; the first is the image itself."""
     splits, folder = project / f"splits{times}", project / f"out{times}"
+    for left in (splits, folder):
+        shutil.rmtree(left, ignore_errors=True)
     shutil.copytree(project / "data" / "splits", splits)
     images, labels = read_images(splits, "train"), read_labels(splits, "train")
     (splits / "train-images.npy").unlink()
