@@ -19,6 +19,8 @@ LIBRARIES = ("torch", "numpy", "onnx", "onnxscript", "scikit-learn")
 def prepare(machine: Machine) -> torch.device:
     """The device that the section names, with `threads` threads and deterministic algorithms."""
     keep_memory()
+    # What no longer learns leaves momentum below 1e-38, which processors are slow with; threads to come inherit it.
+    torch.set_flush_denormal(True)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it where it is to be deterministic
     torch.set_num_threads(machine.threads)
     threadpool_limits(machine.threads)  # of the libraries that are loaded; those to come read the environment
