@@ -1,4 +1,4 @@
-"""machine.threads governs every library that computes, loaded before or after."""
+"""machine.threads governs every library that computes, loaded before or after; and what they compute with."""
 
 import subprocess
 import sys
@@ -16,6 +16,20 @@ pools = threadpoolctl.threadpool_info()
 assert {pool["user_api"] for pool in pools} >= {"openmp", "blas"}, pools
 assert {pool["num_threads"] for pool in pools} == {1}, pools
 assert torch.get_num_threads() == 1
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_numbers_too_small_to_be_fast_with_are_zero_in_every_thread() -> None:
+    program = """
+import torch
+from stages.common.device import prepare
+from stages.common.params import Machine
+prepare(Machine(device="cpu", threads=2))
+small = torch.full((1_000_000,), 1e-38)
+assert small.count_nonzero() == len(small)
+assert (small * 0.1).count_nonzero() == 0
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
