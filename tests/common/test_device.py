@@ -27,7 +27,7 @@ import torch
 from stages.common.device import prepare
 from stages.common.params import Machine
 prepare(Machine(device="cpu", threads=2))
-small = torch.full((1_000_000,), 1e-38)
+small = torch.full((1_000_000,), 2e-38)
 assert small.count_nonzero() == len(small)
 assert (small * 0.1).count_nonzero() == 0
 """
