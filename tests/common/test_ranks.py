@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,9 @@ import psutil
 import pytest
 from conftest import ROOT, Params
 from toys import free_port, until
+
+from stages.common.problem import Problem
+from stages.common.ranks import spawned
 
 OUTPUTS = ("weights", "history", "report", "environment", "checkpoints")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -69,6 +72,39 @@ def endless(folder: Path, params: Params, splits: Path) -> Iterator[subprocess.P
 def report(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "report").read_text())
     return found
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """A program that `python -m` finds here; its name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RANK", raising=False)
+
+    def make(text: str) -> str:
+        (tmp_path / "program.py").write_text(f"import os, sys, time\nrank = os.environ['RANK']\n{text}\n")
+        return "program"
+
+    return make
+
+
+def test_each_process_is_told_what_the_first_was_told_and_its_place(
+    module: Callable[[str], str], tmp_path: Path
+) -> None:
+    name = module("open(rank, 'w').write(' '.join([*sys.argv[1:], os.environ['WORLD_SIZE']]))")
+    assert not spawned(name, {}, 1)
+    assert not (tmp_path / "0").exists()
+    assert spawned(name, {"some_path": Path("here")}, 3)
+    assert [(tmp_path / str(rank)).read_text() for rank in range(3)] == ["--some-path here 3"] * 3
+
+
+@pytest.mark.parametrize(("rank", "said"), [("1", ": out of paper"), ("0", ", see above")])
+def test_one_that_ends_badly_is_named_with_its_last_words(
+    rank: str, said: str, module: Callable[[str], str], tmp_path: Path
+) -> None:
+    name = module(f"sys.exit('a warning\\nout of paper') if rank == '{rank}' else time.sleep(100)")
+    with pytest.raises(Problem) as caught:  # at once: the other one does not end by itself
+        spawned(name, {}, 2)
+    assert str(caught.value) == f"process {rank} of 2 ended with status 1{said}"
 
 
 @pytest.mark.slow
