@@ -152,7 +152,7 @@ def test_source_json_says_what_the_files_are(dataset: str, get: Get, site: Site,
     said = source(raw)
     assert said["dataset"] == dataset
     assert said["origin"]
-    assert said["preparation"] == ("mnist" if dataset == "mnist" else "resize")
+    assert said["preparation"] == ("resize" if dataset == "own" else "mnist")
     assert said["classes"] == (["cat", "dog"] if dataset == "own" else list("0123456789"))
     files = {name: data for name, data in content(raw).items() if name != "source.json"}
     assert said["files"] == {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
