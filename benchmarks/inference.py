@@ -22,7 +22,7 @@ BATCHES = (1, 64, 1000)
 SECONDS = 1.0  # of each measurement
 
 
-def measure(*, rounds: int = 5, threads: int = 2, model: Path = ROOT / "data/model/model.onnx") -> None:
+def measure(*, rounds: int = 10, threads: int = 2, model: Path = ROOT / "data/model/model.onnx") -> None:
     """Print medians of all rounds; each round measures every way once."""
     torch.set_num_threads(threads)
     results = Results("inference", describe(threads))

@@ -44,10 +44,10 @@ def measure(*, rounds: int = 3, threads: int = 2) -> None:
     results = Results("pipeline", describe(threads))
     print(f"on {results.machine}; medians of {rounds} rounds\n", flush=True)
     with clone() as project:
-        commit = subprocess.check_output(
+        sources = subprocess.check_output(
             ["git", "rev-parse", "HEAD:stages", "HEAD:params.yaml"], cwd=project, text=True
         )
-        once = partial(results.once, sources=commit.split())  # numbers of other sources are not taken for theirs
+        once = partial(results.once, sources=sources.split())  # numbers of other sources are not taken for theirs
         print("| stage | its process | bare imports | its computation | overhead | memory over the imports |")
         print("|---|---|---|---|---|---|")
         for name, command in commands(project).items():

@@ -237,7 +237,7 @@ def test_a_worker_that_is_ended_takes_its_run_with_it_which_is_then_called_crash
         process.terminate()
         assert_nothing_is_left(place, time.monotonic(), engines)
         process.wait(ENDED)
-    one = finished(pool, "on-demand", 180)  # by the automation: the worker said nothing
+    one = finished(pool, "on-demand", 95)  # by the automation: the worker said nothing
     assert (one["state_type"], one["state"]["message"]) == ("CRASHED", "No sign of life: its worker or machine died")
 
 
