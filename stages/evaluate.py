@@ -58,7 +58,8 @@ def evaluate(
         "macro_f1": float(scores[:, 2].mean()),
         "calibration_error": quality.calibration_error(bins),
     }
-    write_json(report, {name: round(number, 6) for name, number in numbers.items()} | {"images": len(labels)})
+    others = {"images": len(labels), "min_accuracy": section.min_accuracy}
+    write_json(report, {name: round(number, 6) for name, number in numbers.items()} | others)
     write_csv(
         predictions, ("actual", "predicted"), ((names[a], names[p]) for a, p in zip(labels, predicted, strict=True))
     )
@@ -93,7 +94,7 @@ def answers(network: Classifier, images: NDArray[np.uint8], shown: int) -> tuple
     hidden: list[torch.Tensor] = []
     for batch in torch.from_numpy(images).split(1000):
         features = network.hidden(batch.to(network.mean.device))
-        logits.append(network.head(features).cpu().double())
+        logits.append(network.logits(features).cpu().double())
         hidden.append(features[: max(0, shown - sum(len(part) for part in hidden))].cpu().double())
     return torch.cat(logits).softmax(1).numpy(), torch.cat(hidden).numpy()
 

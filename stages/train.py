@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from stages.common.augmentation import shifted, warped
 from stages.common.batches import Batches
+from stages.common.calibration import fit_temperature
 from stages.common.checkpoint import Checkpoint, held, key
 from stages.common.command import run, say
 from stages.common.device import prepare, record
@@ -23,6 +24,7 @@ from stages.common.params import Machine, Section, read_section
 from stages.common.problem import Problem
 from stages.common.ranks import Ranks, joined, spawned
 from stages.common.splits import About, Split, read_about, read_images, read_labels
+from stages.common.trace import Trace
 from stages.common.weights import Header, parameters, write_weights
 from stages.common.whole import write_json
 
@@ -33,7 +35,7 @@ class Train(Section):
     model: Name
     width: int = Field(ge=1, le=4096)
     stem: Literal["learned", "whitened"]
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**63)
     epochs: float = Field(ge=0, le=10_000)
     min_steps: int = Field(ge=1)
     batch: int = Field(ge=1, le=1_000_000)
@@ -55,6 +57,7 @@ class Train(Section):
     precision: Literal["float32", "bfloat16"]
     monitor: Literal["validation", "test", "none"]
     keep: Literal["last", "best"]
+    calibrate: Literal["validation", "train", "none"]
     points: int = Field(ge=1, le=10_000)
     processes: int = Field(ge=1, le=4096)
 
@@ -73,6 +76,7 @@ def train(
     splits: Path,
     weights: Path,
     history: Path,
+    trace: Path,
     report: Path,
     environment: Path,
     checkpoints: Path,
@@ -88,11 +92,11 @@ def train(
     device = prepare(machine)
     with (
         joined(device, section.processes) as ranks,
-        ranks.places(weights, history, report, environment, checkpoints) as places,
+        ranks.places(weights, history, trace, report, environment, checkpoints) as places,
         held(places[-1]),
     ):
-        weights, history, report, environment, checkpoints = places
-        made_on = record(device, machine.threads)
+        weights, history, trace, report, environment, checkpoints = places
+        made_on = record(machine, device)
         images, labels = load(splits, "train", device)
         network = fresh(section, about, images[:3000]).to(memory_format=torch.channels_last).to(device)
         batches = Batches(images, labels, section.batch, section.shuffle, section.seed, ranks)
@@ -101,10 +105,14 @@ def train(
         work = {"params": section.model_dump(), "made_on": made_on}
         checkpoint = Checkpoint(checkpoints, key(work, list(splits.iterdir())), checkpoint_seconds)
         monitored = None if section.monitor == "none" else load(splits, section.monitor, device)
+        traced = Trace(network, steps)
         started = time.perf_counter()
-        fit(section, network, batches, monitored, rows, checkpoint, ranks)
+        fit(section, network, batches, monitored, rows, traced, checkpoint, ranks)
         seconds = time.perf_counter() - started
+        if section.calibrate != "none":
+            calibrate(network, *load(splits, section.calibrate, device))
         write_weights(weights, network, Header.of(section.model, section.width, about, section.model_dump()))
+        traced.write(trace)
         write_json(report, summary(section, network, rows))
         write_json(environment, made_on)
         checkpoint.remove()
@@ -118,12 +126,13 @@ def fit(
     batches: Batches,
     monitored: tuple[Tensor, Tensor] | None,
     history: History,
+    trace: Trace,
     checkpoint: Checkpoint,
     ranks: Ranks,
 ) -> None:
     """Run the steps that a checkpoint does not have; leaves the network with its last, or its best, weights."""
     optimizer = built(section, network)
-    done, best = resume(ranks.first(checkpoint.load()), network, optimizer, history)
+    done, best = resume(ranks.first(checkpoint.load()), network, optimizer, history, trace)
     history.write()
     forward = ranks.share(network)
     for step in tqdm(range(done, history.steps), initial=done, total=history.steps, unit="step", disable=None):
@@ -137,6 +146,7 @@ def fit(
         now = share(section.schedule, section.warmup, step, history.steps)
         optimizer.step(now)
         history.note(step, now * section.learning_rate, loss, logits, labels)
+        trace.record(step + 1)
         if history.due(step):
             ranks.equal(network)
             measured = measure(network, *monitored, section.label_smoothing) if monitored else None
@@ -145,7 +155,7 @@ def fit(
                 best = {"accuracy": measured[1], "weights": copied(network)}
         if ranks.agreed(checkpoint.due, step):
             state = {"network": network.state_dict(), "optimizer": optimizer.state(), "best": best}
-            checkpoint.save({"steps": step + 1, "history": history.state(), **state})
+            checkpoint.save({"steps": step + 1, "history": history.state(), "trace": trace.rows, **state})
     if best:
         network.load_state_dict(best["weights"])
     if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
@@ -155,10 +165,11 @@ def fit(
 def check(section: Train, about: About) -> None:
     if not about.counts["train"]:
         raise Problem("the training split is empty: lower preprocess.validation")
-    if section.monitor == "validation" and not about.counts["validation"]:
-        raise Problem(
-            "train.monitor is validation, but that split is empty: raise preprocess.validation, or set it to none"
-        )
+    for name in ("monitor", "calibrate"):
+        if getattr(section, name) == "validation" and not about.counts["validation"]:
+            raise Problem(
+                f"train.{name} is validation, but that split is empty: raise preprocess.validation, or set it to none"
+            )
 
 
 def fresh(section: Train, about: About, images: Tensor) -> Classifier:
@@ -192,15 +203,17 @@ def built(section: Train, network: Classifier) -> Optimizer:
 
 
 def resume(
-    state: dict[str, Any] | None, network: Classifier, optimizer: Optimizer, history: History
+    state: dict[str, Any] | None, network: Classifier, optimizer: Optimizer, history: History, trace: Trace
 ) -> tuple[int, dict[str, Any] | None]:
     """Bring everything to the state that was saved last; gives the steps done and the best weights so far."""
     if state is None:
+        trace.record(0)
         return 0, None
     network.load_state_dict(state["network"])
     for tensor, saved in zip(optimizer.state(), state["optimizer"], strict=True):
         tensor.copy_(saved)
     history.restore(state["history"])
+    trace.rows = state["trace"]
     say(f"going on from step {state['steps']} of {history.steps}")
     return state["steps"], state["best"]
 
@@ -233,6 +246,15 @@ def measure(network: Classifier, images: Tensor, labels: Tensor, smoothing: floa
     return loss / len(labels), hits / len(labels)
 
 
+@torch.no_grad()
+def calibrate(network: Classifier, images: Tensor, labels: Tensor) -> None:
+    """Set the network's temperature by a split; which class is the likeliest does not change."""
+    network.eval()
+    logits = torch.cat([network(some) for some in images.split(1000)])
+    network.temperature.fill_(fit_temperature(logits, labels))
+    network.train()
+
+
 def copied(network: Classifier) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
@@ -244,7 +266,7 @@ def summary(section: Train, network: Classifier, history: History) -> dict[str, 
     numbers: dict[str, Any] = {name: kept[name] for name in ("step", "epoch", "loss", "accuracy")}
     if section.monitor != "none":
         numbers[section.monitor] = {name: kept[f"monitor_{name}"] for name in ("loss", "accuracy")}
-    return {**numbers, "parameters": parameters(network)}
+    return {**numbers, "temperature": round(float(network.temperature), 6), "parameters": parameters(network)}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Trained weights and the ONNX file in; the proof that the file is the network out. Then the gate."""
+"""Trained weights, the ONNX file and its quality in; the proof that the file is the network out, or a failure."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
+from stages.common.certificate import Evidence, make_certificate, read_quality
 from stages.common.command import run, say
-from stages.common.device import prepare
+from stages.common.device import prepare, record
 from stages.common.engines import LEVELS, REFERENCE, Configuration, replies
 from stages.common.golden import read_golden
 from stages.common.models import Classifier
@@ -39,20 +40,36 @@ class ValidateParity(Section):
 
 
 def validate_parity(
-    *, params: Path, weights: Path, splits: Path, model: Path, golden: Path, report: Path, configurations: Path
+    *,
+    params: Path,
+    weights: Path,
+    splits: Path,
+    model: Path,
+    golden: Path,
+    quality: Path,
+    report: Path,
+    measured: Path,
+    certificate: Path,
 ) -> None:
-    """Hold MODEL against WEIGHTS in every way that it may be run; fails, after all is written, if any differs."""
+    """Hold MODEL against WEIGHTS in every way that it may be run; a CERTIFICATE only if it and its QUALITY pass.
+
+    REPORT has what is the same on every machine. MEASURED has what ONNX Runtime's kernels, which it chooses by the
+    CPU, were off by on this one.
+    """
     section = read_section(params, "validate_parity", ValidateParity)
     machine = read_section(params, "machine", Machine)
+    certificate.unlink(missing_ok=True)
     network, header = read_weights(weights)
-    check_fits(weights, header, read_about(splits))
+    about = read_about(splits)
+    check_fits(weights, header, about)
     proto, replay = read_model(model), read_golden(golden, header)
-    prepare(machine.model_copy(update={"device": "cpu"}))
+    evidence = Evidence(model, weights, golden, splits)
+    hashes = evidence.hashes()
+    device = prepare(machine.model_copy(update={"device": "cpu"}))
     test, labels = read_images(splits, "test"), read_labels(splits, "test")
     pictures = {"test": test, "sample": sample(test, section.sample, section.seed)}
     pictures["few"] = few(pictures["sample"], section.reference_images)
     ours = {name: eager(network, images) for name, images in pictures.items()}
-    accuracy = {"network": hits(ours["test"], labels)}
     rows: list[tuple[Configuration, int, Difference]] = []
     reasons = wrong_declarations(proto, header, weights)
     for configuration in [] if reasons else ways(section, machine.threads):
@@ -64,18 +81,27 @@ def validate_parity(
         difference = compare(ours[configuration.images], theirs)
         rows.append((configuration, len(pictures[configuration.images]), difference))
         reasons += [f"{configuration}: {reason}" for reason in difference.reasons(section.atol, section.margin)]
-        if configuration.images == "test":
-            accuracy["file"] = hits(theirs, labels)
     if not reasons:
         answer = replies(proto, Configuration("golden"), replay.images)
         reasons += replay.differences(answer, header.classes, section.atol)
-    write_csv(configurations, COLUMNS, (row(*each) for each in rows))
-    write_json(report, summary(rows, accuracy, reasons))
+    bounds = {"configurations": len(rows), "images": len(test), "atol": section.atol, "margin": section.margin}
+    accuracy = hits(ours["test"], labels)
+    write_csv(measured, COLUMNS, (row(*each) for each in rows))
+    write_json(report, {"same": not reasons, **bounds, "accuracy": round(accuracy, 6), "reasons": reasons})
     if reasons:
         more = f" (and {len(reasons) - 1} more in {report})" if len(reasons) > 1 else ""
         raise Problem(f"{model} is not the network of {weights}: {reasons[0]}{more}")
+    proven = read_quality(quality, accuracy)
+    if evidence.hashes() != hashes:
+        raise Problem(f"{model}, {weights}, {golden} or {splits} changed while they were compared: run it again")
+    environment = record(machine, device)
+    write_json(certificate, make_certificate(hashes, about.dataset, about.origin, proven, bounds, environment))
     worst = max(difference.logits_max for _, _, difference in rows)
-    say(f"{model} is the network: {len(rows)} configurations, logits within {worst:.2g}, no label decided otherwise")
+    flips = sum(difference.flips for _, _, difference in rows)
+    say(
+        f"{model} is the network: {len(rows)} configurations, logits within {worst:.2g} here, {flips} flipped labels; "
+        f"certified in {certificate}"
+    )
 
 
 def ways(section: ValidateParity, threads: int) -> Iterator[Configuration]:
@@ -108,21 +134,6 @@ def hits(answer: Answer, labels: NDArray[np.int64]) -> float:
 def row(configuration: Configuration, images: int, difference: Difference) -> list[Any]:
     known = {"configuration": str(configuration), **asdict(configuration), **asdict(difference), "images": images}
     return [number(known[name]) if isinstance(known[name], float) else known[name] for name in COLUMNS]
-
-
-def summary(
-    rows: list[tuple[Configuration, int, Difference]], accuracy: dict[str, float], reasons: list[str]
-) -> dict[str, Any]:
-    differences = [difference for _, _, difference in rows]
-    worst = ("logits_max", "logits_p999", "probabilities_max", "probabilities_p999", "flip_margin")
-    return {
-        "same": not reasons,
-        "configurations": len(rows),
-        "flips": sum(each.flips for each in differences),
-        **{name: number(max((getattr(each, name) for each in differences), default=float("nan"))) for name in worst},
-        **{f"accuracy_{name}": number(accuracy.get(name, float("nan")), 6) for name in ("network", "file")},
-        "reasons": reasons,
-    }
 
 
 def number(value: float, digits: int = 3) -> float | None:

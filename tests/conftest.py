@@ -10,6 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages.common.arithmetic import PORTABLE
+
+os.environ.update(PORTABLE)  # before numpy and torch are imported
+
+# ruff: noqa: E402
 import numpy as np
 import pytest
 from ruamel.yaml import YAML
@@ -106,6 +111,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from stages.export_onnx import export_onnx
     from stages.preprocess import preprocess
     from stages.train import train
+    from stages.validate_parity import validate_parity
 
     folder = tmp_path_factory.mktemp("made")
     params, splits = write_params(folder / "params.yaml", {}), folder / "splits"
@@ -115,6 +121,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         splits=splits,
         weights=folder / "weights.safetensors",
         history=folder / "history.csv",
+        trace=folder / "trace.csv",
         report=folder / "train.json",
         environment=folder / "environment.json",
         checkpoints=folder / "checkpoints",
@@ -137,6 +144,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         splits=splits,
         model=folder / "model.onnx",
         golden=folder / "golden.json",
+    )
+    validate_parity(
+        params=params,
+        splits=splits,
+        weights=folder / "weights.safetensors",
+        model=folder / "model.onnx",
+        golden=folder / "golden.json",
+        quality=folder / "evaluate.json",
+        report=folder / "parity.json",
+        measured=folder / "measured.csv",
+        certificate=folder / "certificate.json",
     )
     return folder
 
@@ -204,9 +222,9 @@ def service(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["S
 
 @pytest.fixture
 def copied(made: Path, tmp_path: Path) -> Path:
-    """A model beside its golden sample, to be changed."""
+    """A model beside its golden sample and certificate, to be changed."""
     (tmp_path / "served").mkdir()
-    for name in ("model.onnx", "golden.json"):
+    for name in ("model.onnx", "golden.json", "certificate.json"):
         shutil.copyfile(made / name, tmp_path / "served" / name)
     return tmp_path / "served" / "model.onnx"
 

@@ -23,9 +23,12 @@ def shifted(images: Tensor, pixels: int, generator: Generator) -> Tensor:
 
 def warped(images: Tensor, degrees: float, zoom: float, generator: Generator) -> Tensor:
     """Each image turned by up to `degrees` and scaled by up to the share `zoom`, both ways."""
-    draw = torch.rand(2, len(images), generator=generator).to(images.device) * 2 - 1
+    draw = torch.rand(2, len(images), generator=generator) * 2 - 1
     angle, scale = draw[0] * math.radians(degrees), 1 + draw[1] * zoom
-    cosine, sine, zero = torch.cos(angle) / scale, torch.sin(angle) / scale, torch.zeros_like(angle)
+    # In double precision: what CPUs of different makers give for cos and sin is equal once rounded to float32.
+    cosine, sine = angle.double().cos().float() / scale, angle.double().sin().float() / scale
+    zero = torch.zeros_like(angle)
     matrices = torch.stack([torch.stack([cosine, -sine, zero], 1), torch.stack([sine, cosine, zero], 1)], 1)
+    matrices = matrices.to(images.device)
     where = functional.affine_grid(matrices, list(images.shape), align_corners=False)
     return functional.grid_sample(images.float(), where, padding_mode="border", align_corners=False)

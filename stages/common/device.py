@@ -7,6 +7,8 @@ import os
 import torch
 from threadpoolctl import threadpool_limits
 
+from stages.common.arithmetic import check_portable, cpu_obstacle, describe_cpu
+from stages.common.command import say
 from stages.common.params import Machine
 from stages.common.problem import Problem
 
@@ -18,6 +20,7 @@ LIBRARIES = ("torch", "numpy", "onnx", "onnxscript", "scikit-learn")
 
 def prepare(machine: Machine) -> torch.device:
     """The device that the section names, with `threads` threads and deterministic algorithms."""
+    check_portable(machine)
     keep_memory()
     # What no longer learns leaves momentum below 1e-38, which processors are slow with; threads to come inherit it.
     torch.set_flush_denormal(True)
@@ -38,7 +41,17 @@ def prepare(machine: Machine) -> torch.device:
         if own >= count:
             raise Problem(f"each process takes a GPU of its own, and there are {count}: lower train.processes")
         torch.cuda.set_device(own)
-    return torch.device(name)
+    device = torch.device(name)
+    if obstacle := portable_obstacle(machine, device):
+        say(f"machine.arithmetic: portable is not possible here, since {obstacle}: computes natively, to other bytes")
+    return device
+
+
+def portable_obstacle(machine: Machine, device: torch.device) -> str:
+    """Why portable arithmetic, where it is asked for, cannot be had; empty if it can."""
+    if machine.arithmetic == "native":
+        return ""
+    return cpu_obstacle() or ("" if device.type == "cpu" else f"the device is {device.type}")
 
 
 def keep_memory() -> None:
@@ -48,11 +61,16 @@ def keep_memory() -> None:
         libc.mallopt(option, size)
 
 
-def record(device: torch.device, threads: int) -> dict[str, str | int | dict[str, str]]:
-    """What decides the bytes beside params, code and data."""
+def record(machine: Machine, device: torch.device) -> dict[str, str | int | dict[str, str]]:
+    """What decides the bytes beside params, code and data: equal on two machines that promise the same bytes."""
+    obstacle = portable_obstacle(machine, device)
+    native = {"cpu": describe_cpu(), "instruction_set": torch.backends.cpu.get_cpu_capability()}
+    portable = machine.arithmetic == "portable" and not obstacle
     return {
+        "arithmetic": "portable" if portable else "native",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "instruction_set": torch.backends.cpu.get_cpu_capability(),
-        "threads": threads,
+        **({} if portable else native),
+        **({"not_portable": obstacle} if obstacle else {}),
+        "threads": machine.threads,
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }

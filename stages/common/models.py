@@ -19,21 +19,26 @@ class Classifier(nn.Module):
 
     mean: Tensor
     std: Tensor
+    temperature: Tensor
 
     def __init__(self, body: nn.Sequential, head: nn.Linear, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.body, self.head = body, head
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
+        self.register_buffer("temperature", torch.ones(()))  # that the logits are divided by, so as to be calibrated
 
     def hidden(self, image: Tensor) -> Tensor:
         """What the last layer decides by: (batch, features)."""
         features: Tensor = self.body((image.float() - 255 * self.mean) / (255 * self.std))
         return features
 
-    def forward(self, image: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.hidden(image))
+    def logits(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.head(hidden) / self.temperature
         return logits
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.logits(self.hidden(image))
 
 
 def compact(channels: int, width: int) -> nn.Sequential:
@@ -169,7 +174,7 @@ def whiten(network: Classifier, images: Tensor) -> None:
     patches = patches[patches.std(1) > FLAT]
     strengths, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
     half = min(len(stem.weight) // 2, len(strengths))
-    filters = (directions / (strengths + FLAT).sqrt()).T.flip(0)[:half]
+    filters = (directions * (strengths + FLAT).rsqrt()).T.flip(0)[:half]
     stem.weight[: 2 * half] = torch.cat([filters, -filters]).view_as(stem.weight[: 2 * half])
     if stem.bias is not None:
         stem.bias.zero_()

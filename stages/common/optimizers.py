@@ -85,7 +85,8 @@ class Adam:
         steps = int(self.done)
         self.first.lerp_(gradient, 1 - beta1)
         self.second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        spread = self.second.sqrt().div_((1 - beta2**steps) ** 0.5).add_(EPSILON)
+        # Tensor.sqrt() is MKL's, whose last bit depends on the CPU; rsqrt() is not.
+        spread = self.second.rsqrt().reciprocal_().div_((1 - beta2**steps) ** 0.5).add_(EPSILON)
         if self.decoupled and self.weight_decay:
             self.parameters.scale(1 - rate * self.weight_decay)
         self.parameters.add(spread.reciprocal_().mul_(self.first).mul_(-rate / (1 - beta1**steps)))

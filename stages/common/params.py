@@ -23,6 +23,7 @@ T = TypeVar("T", bound=Section)
 class Machine(Section):
     """The section that stages share. `threads` governs torch, OpenMP, BLAS and ONNX Runtime."""
 
+    arithmetic: Literal["portable", "native"]
     device: Literal["auto", "cpu", "cuda", "mps"]
     threads: int = pydantic.Field(ge=1, le=1024)
 

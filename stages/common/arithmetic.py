@@ -1,0 +1,106 @@
+"""How a process computes: portable arithmetic, the same bytes on every x86-64 CPU with AVX2, or native, the CPU's best.
+
+MKL chooses its kernels by the CPU's maker, oneDNN, OpenBLAS and torch by its instruction sets. They read these variables
+when they load, so that the variables are set before torch or numpy is imported: stages/__init__.py calls `configure`.
+"""
+
+import os
+import platform
+import sys
+from collections.abc import MutableMapping, Sequence
+from functools import cache
+from pathlib import Path
+
+from stages.common.params import Machine, load
+from stages.common.problem import Problem
+
+PORTABLE = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_CBWR": "COMPATIBLE",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "OPENBLAS_CORETYPE": "Haswell",
+}
+# GNU OpenMP's threads spin this often before they sleep. Its default, 300,000 times, starves other processes.
+SPIN = {"GOMP_SPINCOUNT": "1000"}
+CPUINFO = Path("/proc/cpuinfo")
+
+
+def configure(command: Sequence[str] = sys.orig_argv, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Set the variables of a process that runs a stage, as its params file says; a person's own settings stay.
+
+    A program that merely imports the stages is left alone. What is wrong with the file, the stage will say.
+    """
+    stage = next((word for word in command if word.startswith("stages.")), None)
+    file = value_of("--params", command)
+    if stage is None or file is None:
+        return
+    for name, value in {**SPIN, **(PORTABLE if wants_portable(Path(file)) else {})}.items():
+        environment.setdefault(name, value)
+
+
+def value_of(flag: str, command: Sequence[str]) -> str | None:
+    for word, following in zip(command, [*command[1:], ""], strict=True):
+        if word == flag:
+            return following
+        if word.startswith(f"{flag}="):
+            return word.removeprefix(f"{flag}=")
+    return None
+
+
+def wants_portable(params: Path) -> bool:
+    try:
+        return load(params)["machine"]["arithmetic"] == "portable" and not cpu_obstacle()
+    except (Problem, KeyError, TypeError, OSError):
+        return False
+
+
+def check_portable(machine: Machine) -> None:
+    """A variable that contradicts `machine.arithmetic: portable` is a person's to decide."""
+    if machine.arithmetic != "portable" or cpu_obstacle():
+        return
+    for name, value in PORTABLE.items():
+        found = os.environ.get(name)
+        if found is None:
+            raise Problem(
+                f"machine.arithmetic: portable needs {name}={value} before torch is imported: run the stage as a "
+                "command, or set it"
+            )
+        if found.casefold() != value.casefold():
+            raise Problem(
+                f"machine.arithmetic: portable needs {name}={value}, but the environment sets it to {found}: "
+                "unset it, or set machine.arithmetic to native"
+            )
+
+
+def cpu_obstacle() -> str:
+    """Why this machine's CPU cannot do portable arithmetic; empty if it can."""
+    return find_obstacle(platform.system(), platform.machine(), cpu_fields().get("flags", ""))
+
+
+def find_obstacle(system: str, machine: str, flags: str) -> str:
+    if system != "Linux":
+        return f"the system is {system}, not Linux"
+    if machine not in ("x86_64", "AMD64"):
+        return f"the CPU is {machine}, not x86-64"
+    if "avx2" not in flags.split():
+        return "the CPU has no AVX2"
+    return ""
+
+
+def describe_cpu() -> str:
+    """The CPU's maker, family and model, which decide the bytes of native arithmetic."""
+    fields = cpu_fields()
+    known = [fields[key] for key in ("vendor_id", "model name") if key in fields]
+    numbers = [f"{key.removeprefix('cpu ')} {fields[key]}" for key in ("cpu family", "model") if key in fields]
+    return ", ".join([*known, *numbers]) or platform.processor() or platform.machine()
+
+
+@cache
+def cpu_fields() -> dict[str, str]:
+    """What Linux says of the first CPU."""
+    try:
+        first = CPUINFO.read_text(encoding="utf-8").split("\n\n", 1)[0]
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}

@@ -1,0 +1,31 @@
+"""The trace of a training: a checksum of every tensor of the network each few steps.
+
+Two trainings that end with different bytes have traces that tell from which step, and from which tensor, they differ.
+"""
+
+import zlib
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from stages.common.whole import write_csv
+
+INTERVAL = 10  # steps between two rows: a row costs 0.3 ms for 100,000 parameters
+
+
+class Trace:
+    def __init__(self, network: nn.Module, steps: int) -> None:
+        self.network, self.steps = network, steps
+        self.rows: list[list[int | str]] = []
+
+    def record(self, done: int) -> None:
+        """Add the row of this many steps, if one is due: before the first step, every few steps, after the last."""
+        if done % INTERVAL == 0 or done == self.steps:
+            self.rows.append([done, *(checksum(tensor) for tensor in self.network.state_dict().values())])
+
+    def write(self, path: Path) -> None:
+        write_csv(path, ("step", *self.network.state_dict()), self.rows)
+
+
+def checksum(tensor: Tensor) -> str:
+    return f"{zlib.crc32(tensor.detach().cpu().contiguous().numpy()):08x}"
