@@ -104,11 +104,11 @@ def published(name: str, seed: int, threads: int, folder: Path) -> dict[str, Any
 def ours(name: str, seed: int, threads: int, folder: Path) -> dict[str, Any]:
     """By the stages' own commands."""
     params = overridden(name)
-    params["train"]["seed"], params["machine"] = seed, {"device": "cpu", "threads": threads}
+    params["train"]["seed"] = seed
+    params["machine"] |= {"device": "cpu", "threads": threads}
     (folder / "params.yaml").write_text(json.dumps(params))
     stage("preprocess", folder, raw=ROOT / "data" / "raw", splits=folder / "splits", samples=folder / "samples.png")
-    files = {"weights": "weights", "history": "history.csv", "report": "report.json", "environment": "environment.json"}
-    paths = {flag: folder / file for flag, file in files.items()}
+    paths = {name: folder / name for name in ("weights", "history", "trace", "report", "environment")}
     said = stage("train", folder, splits=folder / "splits", checkpoints=folder / "checkpoints", **paths)
     found = re.search(r"(\d+) steps in ([\d.]+) s", said)
     assert found, said

@@ -1,5 +1,11 @@
 """The stages of the pipeline: one module for each stage of dvc.yaml, run as `python -m stages.NAME`."""
 
-from stages.common.arithmetic import configure
+import os
+import sys
 
-configure()  # here, since this file runs before a stage's own imports of torch and numpy
+from stages.common.arithmetic import configure, is_stage
+from stages.common.inputs import remember_source
+
+if is_stage(sys.orig_argv):  # here, since a stage's own module imports torch and numpy
+    configure(sys.orig_argv, os.environ)
+    remember_source()

@@ -14,7 +14,6 @@ from stages.common.arithmetic import PORTABLE
 
 os.environ.update(PORTABLE)  # before numpy and torch are imported
 
-# ruff: noqa: E402
 import numpy as np
 import pytest
 from ruamel.yaml import YAML

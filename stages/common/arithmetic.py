@@ -1,12 +1,12 @@
 """How a process computes: portable arithmetic, the same bytes on every x86-64 CPU with AVX2, or native, the CPU's best.
 
-MKL chooses its kernels by the CPU's maker, oneDNN, OpenBLAS and torch by its instruction sets. They read these variables
-when they load, so that the variables are set before torch or numpy is imported: stages/__init__.py calls `configure`.
+MKL chooses its kernels by the CPU's maker, oneDNN, OpenBLAS and torch by its instruction sets. They read these
+variables when they load, so these are set before torch or numpy is imported: stages/__init__.py sees to it.
 """
 
+import itertools
 import os
 import platform
-import sys
 from collections.abc import MutableMapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -25,20 +25,23 @@ SPIN = {"GOMP_SPINCOUNT": "1000"}
 CPUINFO = Path("/proc/cpuinfo")
 
 
-def configure(command: Sequence[str] = sys.orig_argv, environment: MutableMapping[str, str] = os.environ) -> None:
-    """Set the variables of a process that runs a stage, as its params file says; a person's own settings stay.
+def is_stage(command: Sequence[str]) -> bool:
+    """Whether this is the command of a stage; a program that merely imports the stages is left alone."""
+    return any(before == "-m" and word.startswith("stages.") for before, word in itertools.pairwise(command))
 
-    A program that merely imports the stages is left alone. What is wrong with the file, the stage will say.
+
+def configure(command: Sequence[str], environment: MutableMapping[str, str]) -> None:
+    """Set the variables for the stage that the command runs, as its params file says; a person's own settings stay.
+
+    What is wrong with the file, the stage will say.
     """
-    stage = next((word for word in command if word.startswith("stages.")), None)
-    file = value_of("--params", command)
-    if stage is None or file is None:
-        return
-    for name, value in {**SPIN, **(PORTABLE if wants_portable(Path(file)) else {})}.items():
+    file = flag_value("--params", command)
+    portable = file is not None and wants_portable(Path(file))
+    for name, value in {**SPIN, **(PORTABLE if portable else {})}.items():
         environment.setdefault(name, value)
 
 
-def value_of(flag: str, command: Sequence[str]) -> str | None:
+def flag_value(flag: str, command: Sequence[str]) -> str | None:
     for word, following in zip(command, [*command[1:], ""], strict=True):
         if word == flag:
             return following

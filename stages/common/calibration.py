@@ -1,6 +1,5 @@
 """Temperature scaling (Guo et al., 2017, arXiv:1706.04599): one number that makes probabilities mean what they say."""
 
-import torch
 from torch import Tensor
 
 LOWEST, HIGHEST = 0.01, 100.0

@@ -2,8 +2,8 @@
 
 import fcntl
 import hashlib
+import io
 import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from stages.common.command import say
+from stages.common.inputs import running_source
 from stages.common.whole import whole
 
 
@@ -28,7 +29,9 @@ class Checkpoint:
 
     def save(self, state: dict[str, Any]) -> None:
         with whole(self.path) as beside:
-            torch.save(state, beside)
+            buffer = io.BytesIO()  # torch's own writer tells no reason, such as a full disk
+            torch.save(state, buffer)
+            beside.write_bytes(buffer.getbuffer())
         self.saved = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
@@ -69,10 +72,3 @@ def key(work: dict[str, Any], data: Sequence[Path]) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "blake2b").digest())
     return digest.hexdigest()
-
-
-def running_source() -> set[Path]:
-    """The files of this package that this process has loaded, its own command's among them."""
-    package = f"{Path(__file__).parent.parent}/"
-    files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
-    return {Path(file) for file in files if file and file.startswith(package)}  # of thousands: no Path for each

@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 import psutil
 from cyclopts import App
 
+from stages.common.inputs import changed_source
+from stages.common.params import changed_params
 from stages.common.problem import Problem
 
 RESTORE = "If DVC removed this stage's former outputs, `dvc checkout` and `git checkout` bring them back."
@@ -17,7 +19,8 @@ RESTORE = "If DVC removed this stage's former outputs, `dvc checkout` and `git c
 
 def run(stage: Callable[..., None]) -> NoReturn:
     """Run the stage with the command line's flags and exit: 0 when done, a problem's status, or 130 for Ctrl-C."""
-    end_when_orphaned()
+    if "DVC_STAGE" in os.environ or "RANK" in os.environ:  # a stage that a person started may outlive its shell
+        end_when_orphaned()
     app = App(
         name=f"python -m stages.{stage.__name__}",
         default_command=stage,
@@ -26,15 +29,22 @@ def run(stage: Callable[..., None]) -> NoReturn:
     )
     try:
         app()
-    except Problem as problem:
+        check_unchanged()
+    except (Problem, OSError) as problem:  # an OSError tells of a full disk, or of a file that may not be written
         print(f"{stage.__name__}: {problem}", file=sys.stderr)
         if "DVC_STAGE" in os.environ:
             print(RESTORE, file=sys.stderr)
-        sys.exit(problem.status)
+        sys.exit(problem.status if isinstance(problem, Problem) else 1)
     except KeyboardInterrupt:
         print(f"{stage.__name__}: interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+def check_unchanged() -> None:
+    """Fail if what DVC would record now is not what ran."""
+    if changed := [*changed_params(), *changed_source()]:
+        raise Problem(f"{', '.join(changed)} changed while it ran: what it made is of the former state; run it again")
 
 
 def end_when_orphaned(interval: float = 0.2) -> None:

@@ -18,6 +18,7 @@ class Section(pydantic.BaseModel):
 
 
 T = TypeVar("T", bound=Section)
+sections_read: dict[tuple[Path, str], Any] = {}  # by file and section: its content when it was read
 
 
 class Machine(Section):
@@ -37,12 +38,22 @@ def read_section(path: Path, name: str, section: type[T]) -> T:
             raise Problem(f"{path}: unknown section {key!r}{hint(str(key), known)}")
     if name not in content:
         raise Problem(f"{path}: the section {name!r} is missing")
+    sections_read[path.absolute(), name] = content[name]
     try:
         return section.model_validate(content[name])
     except pydantic.ValidationError as error:
         wrongs = error.errors()
         unknown = [wrong for wrong in wrongs if wrong["type"] == "extra_forbidden"]  # else a typo is named twice
         raise Problem("; ".join(f"{path}: {line(name, section, wrong)}" for wrong in unknown or wrongs)) from None
+
+
+def changed_params() -> list[str]:
+    """The params that this process has read and that are not what they were."""
+    changed, missing = [], object()
+    for (path, name), before in sections_read.items():
+        now = load(path).get(name) or {}
+        changed += [f"{name}.{key}" for key in {**before, **now} if before.get(key, missing) != now.get(key, missing)]
+    return changed
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -28,4 +28,4 @@ class Trace:
 
 
 def checksum(tensor: Tensor) -> str:
-    return f"{zlib.crc32(tensor.detach().cpu().contiguous().numpy()):08x}"
+    return f"{zlib.crc32(tensor.detach().cpu().contiguous().numpy().tobytes()):08x}"
