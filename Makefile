@@ -3,7 +3,7 @@ PYTHON ?= python3
 SHELL := /bin/sh
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all test-ci lint check-lock serve serve-flows bench bench-pipeline bench-onnx bench-flow experiments lock clean
+.PHONY: help setup run test test-all test-ci test-portable lint check-lock serve serve-flows bench bench-pipeline bench-onnx bench-flow experiments lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -21,13 +21,17 @@ run: setup  ## run the whole pipeline and show the result; DATASET=digits (or mn
 	@python -m flows.front_door $(if $(DATASET),--dataset "$(DATASET)")
 
 test: setup  ## the fast tests
-	python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" --cov --cov-report=term-missing:skip-covered
+	python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not emulated" --cov --cov-report=term-missing:skip-covered
 
 test-all: setup  ## the fast and the slow tests
-	python -m pytest -m "not gpu"
+	python -m pytest -m "not gpu and not emulated"
 
 test-ci: setup  ## the slow tests that CI runs
 	python -m pytest -n 2 --dist loadfile -m "slow and ci and not gpu"
+
+test-portable: setup  ## the same bytes under emulated CPUs (Debian's qemu-user, version 8 or later; half an hour)
+	@command -v qemu-x86_64 >/dev/null || { echo "qemu-x86_64 is not here: apt-get install qemu-user, then again"; exit 1; }
+	python -m pytest -m emulated tests/test_portable.py
 
 check-lock: setup  ## see that dvc.lock is of what is committed: in a fresh clone every stage is skipped
 	@clone=$$(mktemp -d) && trap 'rm -rf "$$clone"' EXIT && git clone -q . "$$clone" && cd "$$clone" && \

@@ -1,5 +1,6 @@
 """The reproducibility alarm: every stage anew in a scratch clone, and every output held against dvc.lock."""
 
+import csv
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,16 @@ from flows.workspace import scratch
 
 KEY = "lockstep-audit"
 Sums = dict[str, str]  # an output's path to its checksum
+Trace = list[dict[str, str]]  # rows of a checksum for each tensor, by step
 
 
 @flow(name="lockstep-audit", persist_result=False)
 async def audit(tolerance: float = 0.005) -> State[Any]:
     """Run every stage anew from the raw data in a scratch clone of HEAD, and fail if a byte differs from dvc.lock.
 
-    On another instruction set, device or number of threads than the recorded ones bytes may differ. There it runs
-    twice, holds the two against each other byte by byte, and the metrics against those of HEAD.
+    Where train's record of the machine is another than the committed one (arithmetic, device, threads, and for native
+    arithmetic the CPU), bytes may differ. There it runs twice, holds the two against each other byte by byte, and the
+    metrics against those of HEAD.
 
     Args:
         tolerance: how far a metric may be from the committed one, where the machine is another
@@ -45,6 +48,7 @@ async def audit(tolerance: float = 0.005) -> State[Any]:
 async def audited(root: Path, tolerance: float) -> tuple[State[Any], str]:
     """What came of it, and the outputs one by one."""
     committed, machine, metrics = await checksums(root), read_machine(root), read_metrics(root)
+    traces = read_traces(root)
     first = await anew(root)
     differ = [path for path in committed if first.get(path) != committed[path]]
     report = table(["output", "dvc.lock", "anew"], [[path, committed[path], first.get(path, "")] for path in committed])
@@ -53,19 +57,66 @@ async def audited(root: Path, tolerance: float) -> tuple[State[Any], str]:
             name="Reproduced", message=f"All {len(first)} outputs are those of dvc.lock to the last byte"
         ), report
     here = read_machine(root)
-    changes = [f"{key} {machine.get(key)} -> {here[key]}" for key in here if machine.get(key) != here[key]]
+    changes = machine_changes(machine, here)
     if not changes:
-        return Failed(message=f"Bytes differ from those of dvc.lock: {', '.join(differ)}"), report
+        where = begins(root, differ, traces)
+        return Failed(message=f"Bytes differ from those of dvc.lock: {', '.join(differ)}; {where}"), report
+    traces = read_traces(root)
     second = await anew(root)
     unequal = [path for path in first if first[path] != second.get(path)]
     far = list(beyond(metrics, read_metrics(root), tolerance))
     where = f"on another machine than the recorded one ({', '.join(changes)})"
     if unequal:
-        return Failed(message=f"Two runs differ from each other, {where}: {', '.join(unequal)}"), report
+        begun = begins(root, unequal, traces)
+        return Failed(message=f"Two runs differ from each other, {where}: {', '.join(unequal)}; {begun}"), report
     if far:
         return Failed(message=f"Metrics are more than {tolerance:g} away, {where}: {', '.join(far)}"), report
     said = f"Two runs are equal to the last byte, and metrics within {tolerance:g} of the committed ones, {where}"
     return Completed(name="Reproduced", message=said), report
+
+
+def machine_changes(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What differs between two machine records, of all that decides the bytes."""
+    nothing = "nothing"
+    return [
+        f"{key} {recorded.get(key, nothing)} -> {here.get(key, nothing)}"
+        for key in {**recorded, **here}
+        if recorded.get(key) != here.get(key)
+    ]
+
+
+def begins(root: Path, differ: list[str], before: Mapping[str, Trace]) -> str:
+    """Where the difference began: the first stage that made another output, and in it the first step and tensor."""
+    name, stage = next((name, stage) for name, stage in read_dag(root).stages.items() if set(stage.outs) & set(differ))
+    after = read_traces(root)
+    for path in stage.outs:
+        if path in before and path in after and (found := first_difference(before[path], after[path])):
+            return f"it begins in {name}, {found}"
+    return f"it begins in {name}"
+
+
+def first_difference(before: Trace, after: Trace) -> str:
+    """The first row of two traces that differs, by its step, and the first tensor in it."""
+    equal = ""
+    for old, new in zip(before, after, strict=False):
+        columns = [column for column in {**old, **new} if old.get(column) != new.get(column)]
+        if columns == [] or old.get("step") != new.get("step"):
+            equal = old.get("step", "")
+            continue
+        since = f" (equal after step {equal})" if equal else ""
+        return f"after step {old['step']}{since}, first in the tensor {columns[0]}"
+    return ""
+
+
+def read_traces(root: Path) -> dict[str, Trace]:
+    """The traces of trainings, as train writes them, that are here."""
+    outs = [out for stage in read_dag(root).stages.values() for out in stage.outs if Path(out).stem == "trace"]
+    traces = {}
+    for out in outs:
+        if (root / out).exists():
+            with (root / out).open(newline="", encoding="utf-8") as file:
+                traces[out] = list(csv.DictReader(file))
+    return traces
 
 
 async def anew(root: Path) -> Sums:
@@ -81,7 +132,7 @@ async def checksums(root: Path) -> Sums:
 
 
 def read_machine(root: Path) -> dict[str, Any]:
-    """Where train ran, by its own record: instruction set, device and threads; for the same ones bytes are promised."""
+    """Where train ran, by its own record: for equal ones the same bytes are promised."""
     outs = [out for stage in read_dag(root).stages.values() for out in stage.outs]
     records = [load(root / out) for out in outs if Path(out).stem == "environment"]
     return {key: value for record in records for key, value in record.items() if key != "libraries"}

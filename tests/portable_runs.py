@@ -1,12 +1,13 @@
 """Small runs of the stages in portable arithmetic, and the hashes of all that they write.
 
-    python tests/portable_runs.py                # every run, as JSON: {run: {file: hash}}
+    python tests/portable_runs.py                # every run, each as a line of JSON: [run, {file: hash}]
     python tests/portable_runs.py strong resume  # these
     python tests/portable_runs.py --write        # every run, into tests/portable.json, the committed table
 
 A process of its own, on any CPU, real or emulated.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -182,17 +183,14 @@ def hashed(folder: Path) -> dict[str, str]:
 def main(arguments: list[str]) -> None:
     names = [name for name in arguments if not name.startswith("--")]
     table: dict[str, dict[str, str]] = {}
-    real, sys.stdout = sys.stdout, sys.stderr  # what the stages say
-    for name, run in runs().items():
-        if name in names or not names:
-            with TemporaryDirectory() as folder:
-                table[name] = hashed(run(Path(folder)))
-    sys.stdout = real
-    text = json.dumps(table, indent=1) + "\n"
+    with contextlib.redirect_stdout(sys.stderr):  # what the stages say
+        for name, run in runs().items():
+            if name in names or not names:
+                with TemporaryDirectory() as folder:
+                    table[name] = hashed(run(Path(folder)))
+                print(json.dumps([name, table[name]]), file=sys.__stdout__, flush=True)
     if "--write" in arguments:
-        TABLE.write_text(text)
-    else:
-        print(text)
+        TABLE.write_text(json.dumps(table, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ COLUMNS = ["step", "epoch", "learning_rate", "loss", "accuracy", "monitor_loss",
 OUTPUTS = {
     "weights": "weights.safetensors",
     "history": "history.csv",
+    "trace": "trace.csv",
     "report": "report.json",
     "environment": "environment.json",
 }
@@ -49,6 +51,7 @@ PLAIN = {  # each variant below changes one thing of it
     "train.shift": 0,
     "train.zoom": 0.0,
     "train.monitor": "none",
+    "train.calibrate": "none",
 }
 
 
@@ -86,8 +89,9 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def measured(folder: Path, splits: Path, split: Any) -> dict[str, float]:
-    """Loss and accuracy of the stored weights on a split, to as many places as the report has."""
+    """Loss and accuracy of the stored weights on a split before they were calibrated, as the report has them."""
     network, _ = read_weights(folder / "weights.safetensors")
+    network.temperature.fill_(1)
     images, labels = torch.from_numpy(read_images(splits, split)), torch.from_numpy(read_labels(splits, split))
     with torch.no_grad():
         logits = network(images)
@@ -260,7 +264,7 @@ def test_the_monitored_split_is_in_history_and_report_as_the_weights_measure(
 def test_monitor_none_measures_nothing(made: Path, tmp_path: Path, params: Any) -> None:
     trained(tmp_path, params({**PLAIN, "train.epochs": 1}), made / "splits")
     assert {row["monitor_loss"] + row["monitor_accuracy"] for row in rows(tmp_path)} == {""}
-    assert list(report(tmp_path)) == ["step", "epoch", "loss", "accuracy", "parameters"]
+    assert list(report(tmp_path)) == ["step", "epoch", "loss", "accuracy", "temperature", "parameters"]
 
 
 @pytest.fixture
@@ -315,6 +319,50 @@ def test_another_seed_gives_other_weights_and_another_history(made: Path, tmp_pa
     assert first["weights.safetensors"] != second["weights.safetensors"]
     assert first["history.csv"] != second["history.csv"]
     assert first["environment.json"] == second["environment.json"]
+
+
+@pytest.mark.parametrize("split", ["validation", "train"])
+def test_one_temperature_makes_the_probabilities_true_and_changes_no_label(
+    split: str, made: Path, tmp_path: Path, params: Any
+) -> None:
+    smoothed = {"train.label_smoothing": 0.3, "train.epochs": 6}
+    trained(tmp_path, params({**PLAIN, **smoothed, "train.calibrate": split}), made / "splits")
+    network, _ = read_weights(tmp_path / "weights.safetensors")
+    images, labels = (torch.from_numpy(read(made / "splits", "test")) for read in (read_images, read_labels))
+    with torch.no_grad():
+        calibrated = network(images)
+        fitted = float(network.temperature.clone())
+        network.temperature.fill_(1)
+        plain = network(images)
+    assert 0.01 < fitted < 0.9, "smoothed labels make a network say less than it knows"
+    assert report(tmp_path)["temperature"] == round(fitted, 6)
+    assert torch.equal(calibrated.argmax(1), plain.argmax(1))
+    assert functional.cross_entropy(calibrated, labels) < functional.cross_entropy(plain, labels)
+
+
+def test_a_trace_has_a_checksum_of_each_tensor_before_every_few_and_after_all_steps(
+    made: Path, tmp_path: Path, params: Any
+) -> None:
+    trained(tmp_path, params({**PLAIN, "train.epochs": 0, "train.min_steps": 25}), made / "splits")
+    with (tmp_path / "trace.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [row["step"] for row in found] == ["0", "10", "20", "25"]
+    assert list(found[0]) == ["step", *tensors(tmp_path)]
+    last = {name: f"{zlib.crc32(tensor.numpy().tobytes()):08x}" for name, tensor in tensors(tmp_path).items()}
+    assert found[-1] == {"step": "25", **last}
+    moved = [name for name in last if found[0][name] != found[1][name]]
+    assert moved == [name for name in last if name not in ("mean", "std", "temperature")]
+
+
+def test_a_full_disk_is_one_line(made: Path, tmp_path: Path, params: Any) -> None:
+    """As far as it can be had without a disk: no file may grow beyond 20 kB."""
+    run = command(tmp_path / "out", params({**PLAIN, "train.epochs": 1}), made / "splits", seconds=0)
+    limited = ["bash", "-c", 'ulimit -f 20; "$@"', "bash", *run]
+    done = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("train: [Errno 27] File too large")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out" / "weights.safetensors").exists()
 
 
 @pytest.mark.slow
@@ -463,8 +511,10 @@ def test_an_empty_training_split_is_refused(tmp_path: Path, params: Any) -> None
         trained(tmp_path, params(), write_splits(tmp_path / "splits", train=0))
 
 
-def test_an_empty_validation_split_cannot_be_monitored(tmp_path: Path, params: Any) -> None:
+def test_an_empty_validation_split_can_neither_be_monitored_nor_calibrated_by(tmp_path: Path, params: Any) -> None:
     splits = write_splits(tmp_path / "splits", validation=0)
+    with pytest.raises(Problem, match=r"train\.calibrate is validation, but that split is empty"):
+        trained(tmp_path, params({"train.monitor": "none"}), splits)
     with pytest.raises(Problem, match=r"train\.monitor is validation, but that split is empty"):
         trained(tmp_path, params(), splits)
     trained(tmp_path, params({**PLAIN, "train.epochs": 1}), splits)
@@ -510,8 +560,8 @@ def test_the_environment_says_what_decides_the_bytes(threads: int, made: Path, t
     found = json.loads((tmp_path / "environment.json").read_text())
     libraries = found.pop("libraries")
     assert found == {
+        "arithmetic": "portable",
         "device": "cpu",
-        "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "threads": threads,
     }
     assert torch.get_num_threads() == threads
@@ -527,6 +577,8 @@ def test_the_environment_says_what_decides_the_bytes(threads: int, made: Path, t
         ("train.schedule", "cosine"),
         ("train.precision", "float16"),
         ("train.seed", -1),
+        ("train.seed", 99999999999999999999999),
+        ("train.calibrate", "test"),
         ("train.epochs", -0.5),
         ("train.epochs", "many"),
         ("train.min_steps", 0),
@@ -545,6 +597,7 @@ def test_the_environment_says_what_decides_the_bytes(threads: int, made: Path, t
         ("train.monitor", "train"),
         ("train.speed", 3),
         ("machine.device", "tpu"),
+        ("machine.arithmetic", "exact"),
         ("machine.threads", 0),
     ],
 )

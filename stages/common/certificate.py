@@ -49,6 +49,8 @@ def read_quality(report: Path, accuracy: float) -> dict[str, Any]:
     try:
         content = json.loads(report.read_text(encoding="utf-8"))
         quality = {name: content[name] for name in QUALITY}
+        if not all(isinstance(value, int | float) for value in quality.values()):
+            raise ValueError("a value that is not a number")
     except FileNotFoundError:
         raise Problem(f"{report}: missing; run `dvc repro evaluate`") from None
     except (ValueError, KeyError, TypeError) as error:

@@ -152,17 +152,8 @@ def test_a_stage_of_dvc_ends_also_when_dvc_was_killed_while_it_was_still_importi
 
 
 @pytest.mark.parametrize("shell", [False, True], ids=["directly", "by a shell of DVC"])
-def test_a_stage_ends_when_what_started_it_was_killed(shell: bool, tmp_path: Path) -> None:
-    (tmp_path / "stage.py").write_text(STAGE)
-    line = f"{sys.executable} {tmp_path / 'stage.py'} --pid {tmp_path / 'pid'}"
-    started = ["sh", "-c", f"{line}; true"] if shell else line.split()
-    program = f"import subprocess; subprocess.run({started!r})"
-    more = {"DVC_STAGE": "sleepy"} if shell else {}
-    with subprocess.Popen([sys.executable, "-c", program], env=environment(**more)) as parent:
-        stage = wait_for(tmp_path / "pid")
-        time.sleep(0.5)
-        assert not gone(stage)
-        parent.kill()
+def test_a_stage_of_dvc_ends_when_what_started_it_was_killed(shell: bool, tmp_path: Path) -> None:
+    stage = orphaned(tmp_path, shell, DVC_STAGE="sleepy")
     deadline = time.monotonic() + 5
     while not gone(stage) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -170,6 +161,29 @@ def test_a_stage_ends_when_what_started_it_was_killed(shell: bool, tmp_path: Pat
     if not ended:
         stage.kill()
     assert ended
+
+
+def test_a_stage_that_a_person_started_outlives_its_shell(tmp_path: Path) -> None:
+    """As `nohup python -m stages.train … &` has it."""
+    stage = orphaned(tmp_path, shell=True)
+    time.sleep(2)
+    outlived = not gone(stage)
+    stage.kill()
+    assert outlived
+
+
+def orphaned(tmp_path: Path, shell: bool, **more: str) -> psutil.Process:
+    """A running stage whose parent has just been killed."""
+    (tmp_path / "stage.py").write_text(STAGE)
+    line = f"{sys.executable} {tmp_path / 'stage.py'} --pid {tmp_path / 'pid'}"
+    started = ["sh", "-c", f"{line}; true"] if shell else line.split()
+    program = f"import subprocess; subprocess.run({started!r})"
+    with subprocess.Popen([sys.executable, "-c", program], env=environment(**more)) as parent:
+        stage = wait_for(tmp_path / "pid")
+        time.sleep(0.5)
+        assert not gone(stage)
+        parent.kill()
+    return stage
 
 
 def test_the_watch_ends_the_process_once_its_parent_is_another(

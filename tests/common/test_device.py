@@ -10,7 +10,7 @@ def test_threads_govern_libraries_that_are_loaded_later_too() -> None:
     program = """
 from stages.common.device import prepare
 from stages.common.params import Machine
-prepare(Machine(device="cpu", threads=1))
+prepare(Machine(arithmetic="native", device="cpu", threads=1))
 import sklearn.manifold, scipy.linalg, torch, threadpoolctl
 pools = threadpoolctl.threadpool_info()
 assert {pool["user_api"] for pool in pools} >= {"openmp", "blas"}, pools
@@ -26,7 +26,7 @@ def test_numbers_too_small_to_be_fast_with_are_zero_in_every_thread() -> None:
 import torch
 from stages.common.device import prepare
 from stages.common.params import Machine
-prepare(Machine(device="cpu", threads=2))
+prepare(Machine(arithmetic="native", device="cpu", threads=2))
 small = torch.full((1_000_000,), 2e-38)
 assert small.count_nonzero() == len(small)
 assert (small * 0.1).count_nonzero() == 0

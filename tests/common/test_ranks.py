@@ -19,7 +19,7 @@ from toys import free_port, until
 from stages.common.problem import Problem
 from stages.common.ranks import spawned
 
-OUTPUTS = ("weights", "history", "report", "environment", "checkpoints")
+OUTPUTS = ("weights", "history", "trace", "report", "environment", "checkpoints")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 # Each process keeps what it would have written.
 APART = """
