@@ -3,7 +3,7 @@ PYTHON ?= python3
 SHELL := /bin/sh
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all test-ci test-portable lint check-lock serve serve-flows bench bench-pipeline bench-onnx bench-flow experiments lock clean
+.PHONY: help setup run test test-all test-ci test-portable lint check-lock serve serve-flows bench bench-arithmetic bench-pipeline bench-onnx bench-flow experiments lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -50,6 +50,9 @@ serve-flows: setup  ## serve the deployments of prefect.yaml and their schedules
 
 bench: setup  ## the published recipes and ours side by side; ONLY="quick standard" SEEDS=5 chooses
 	@python -m benchmarks.training --plot docs/speed.png $(foreach name,$(ONLY),--only $(name)) $(if $(SEEDS),--seeds $(SEEDS))
+
+bench-arithmetic: setup  ## what portable arithmetic costs, and two trainings side by side
+	@python -m benchmarks.arithmetic
 
 bench-pipeline: setup  ## each stage's overhead and memory, a run with nothing to do, ten times the data
 	@python -m benchmarks.pipeline

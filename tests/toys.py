@@ -58,7 +58,8 @@ def new_toy(folder: Path, graph: dict[str, list[str]] = DIAMOND, meta: dict[str,
     """A repository whose stages are those of the graph, each with `text`, `seconds` and `status` in params.yaml."""
     (folder / "stages").mkdir(parents=True)
     shutil.copytree(ROOT / "flows", folder / "flows", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("__init__.py", "__main__.py", "common/__init__.py", "common/params.py", "common/problem.py"):
+    common = (f"common/{name}.py" for name in ("__init__", "arithmetic", "inputs", "params", "problem"))
+    for name in ("__init__.py", "__main__.py", *common):
         (folder / "stages" / name).parent.mkdir(exist_ok=True)
         if (ROOT / "stages" / name).exists():
             shutil.copyfile(ROOT / "stages" / name, folder / "stages" / name)
@@ -69,7 +70,8 @@ def new_toy(folder: Path, graph: dict[str, list[str]] = DIAMOND, meta: dict[str,
     for name in graph:
         (folder / "stages" / f"{name}.py").write_text(STAGE)
     params = {name: {"text": name, "seconds": 0.0, "status": 0} for name in graph}
-    (folder / "params.yaml").write_text(json.dumps({"machine": {"device": "cpu", "threads": 1}, **params}, indent=1))
+    machine = {"arithmetic": "native", "device": "cpu", "threads": 1}
+    (folder / "params.yaml").write_text(json.dumps({"machine": machine, **params}, indent=1))
     stages = {
         name: {
             "desc": f"The stage {name}",

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from repositories import commit, dvc
+from repositories import DIGITS, commit, dvc, new_project
 from toys import ask, flow, last_run, new_toy
 
 pytestmark = [pytest.mark.slow, pytest.mark.ci]
@@ -16,7 +16,9 @@ if __name__ == "__main__":
     machine = os.environ.get("TOY_MACHINE", "AVX512")
     text = machine + (str(time.time_ns()) if "TOY_CHANCE" in os.environ else "") + os.environ.get("TOY_TEXT", "")
     Path("make.txt").write_text(text)
-    Path("environment.json").write_text(json.dumps({"instruction_set": machine, "threads": 1, "libraries": {}}))
+    cpu = {"cpu": os.environ["TOY_CPU"]} if "TOY_CPU" in os.environ else {}
+    record = {"instruction_set": machine, **cpu, "threads": 1, "libraries": {}}
+    Path("environment.json").write_text(json.dumps(record))
     accuracy = 0.9 + float(os.environ.get("TOY_GAIN", "0"))
     Path("score.json").write_text(json.dumps({"accuracy": accuracy, "images": 10}))
 """
@@ -62,7 +64,7 @@ def test_the_same_bytes_pass_and_the_tree_and_cache_are_left_alone(recorded: Pat
 def test_another_byte_on_the_same_machine_fails_and_is_named(recorded: Path, api: str) -> None:
     name, message = audit(recorded, api, 1, TOY_TEXT="!")
     assert name == "Failed"
-    assert message == "Bytes differ from those of dvc.lock: make.txt, left.txt"
+    assert message == "Bytes differ from those of dvc.lock: make.txt, left.txt; it begins in make"
 
 
 def test_on_another_machine_two_runs_must_be_equal_and_the_metrics_near(recorded: Path, api: str) -> None:
@@ -78,7 +80,32 @@ def test_on_another_machine_two_runs_must_be_equal_and_the_metrics_near(recorded
     name, message = audit(recorded, api, 1, TOY_MACHINE="NEON", TOY_CHANCE="1")
     assert name == "Failed"
     assert message.startswith("Two runs differ from each other")
-    assert message.endswith("make.txt, left.txt")
+    assert message.endswith("make.txt, left.txt; it begins in make")
+
+
+def test_a_cpu_that_native_arithmetic_does_not_share_is_another_machine(recorded: Path, api: str) -> None:
+    name, message = audit(recorded, api, 0, TOY_CPU="OtherMaker", TOY_TEXT="!")
+    assert name == "Reproduced"
+    assert "(cpu nothing -> OtherMaker)" in message
+
+
+def test_a_last_bit_that_changes_in_step_300_is_found_there(tmp_path: Path, api: str) -> None:
+    project = new_project(tmp_path / "project", {**DIGITS, "train.epochs": 0, "train.min_steps": 320})
+    dvc(project, "repro")
+    commit(project)
+    source = project / "stages" / "train.py"
+    step = "        optimizer.step(now)\n"
+    nudge = """        if step + 1 == 300:
+            bias = network.head.bias.data[:1]
+            bias.copy_(torch.nextafter(bias, bias + 1))
+"""
+    assert source.read_text().count(step) == 1
+    source.write_text(source.read_text().replace(step, step + nudge))
+    commit(project)
+    name, message = audit(project, api, 1)
+    assert name == "Failed"
+    assert message.startswith("Bytes differ from those of dvc.lock: data/model/weights.safetensors, ")
+    assert message.endswith("it begins in train, after step 300 (equal after step 290), first in the tensor head.bias")
 
 
 def test_a_stage_that_fails_in_the_audit_is_no_difference_but_a_failure(recorded: Path, api: str) -> None:
