@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from stages.common.problem import Problem
+
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
@@ -25,6 +27,10 @@ def whole(path: Path) -> Iterator[Path]:
             remove(former)
         else:
             beside.replace(path)
+    except OSError as error:
+        if error.filename is not None:  # of another file than what is written here
+            raise
+        raise Problem(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         remove(beside)
 
