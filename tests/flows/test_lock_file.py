@@ -56,9 +56,7 @@ def signal_in_the_middle_of_a_write(process: subprocess.Popen[bytes], toy: Path,
 @pytest.mark.slow
 @pytest.mark.ci
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_run_that_ends_while_dvc_writes_leaves_dvc_lock_whole(
-    large: Path, api: str, number: signal.Signals
-) -> None:
+def test_a_run_that_ends_while_dvc_writes_leaves_dvc_lock_whole(large: Path, api: str, number: signal.Signals) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "flows.pipeline"],
         cwd=large,
