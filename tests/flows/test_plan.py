@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import psutil
@@ -141,7 +142,10 @@ def test_what_a_plan_cannot_mean_is_one_line(done: Path, words: list[str], said:
 def test_a_folder_that_is_not_dvcs_is_one_line_and_no_wait(done: Path) -> None:
     shutil.rmtree(done / ".dvc")
     with starting(done) as process:
-        out, err = process.communicate(timeout=30)
+        ending = threading.Timer(30, process.kill)
+        ending.start()
+        out, err = process.communicate()
+        ending.cancel()
     assert (process.returncode, out) == (1, "")
     assert err == f"pipeline: {done}: not a DVC project: run `dvc init` in it, or a clone of the project\n"
     assert not (done / ".dvc").exists()
