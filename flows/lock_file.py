@@ -32,8 +32,8 @@ async def mend_lock(root: Path, dag: Dag, say: Callable[[str], None]) -> None:
             )
         kept = dict([*present[1].items()][:-1])
         write_lock(root, "".join([former[0], *{**kept, **lost(kept, former)}.values()]))
-    source = f"{', '.join(kept)} as it says, the others as" if kept else "now as"
-    say(f"dvc.lock {what}: {HOW}; mended: {source} in the last commit; what ran since is in DVC's run cache")
+    source = "the entries before are kept, the others are" if kept else "it is now"
+    say(f"dvc.lock {what}: {HOW}; mended: {source} the last commit's; what ran since is in DVC's run cache")
 
 
 async def check_lock(root: Path, dag: Dag) -> None:
@@ -82,7 +82,13 @@ def whole(entry: str, name: str, former: Lock, dag: Dag) -> bool:
     known = outs_of(former[1].get(name, ""), name) or {}
     if (wanted and not outs) or wanted & known.keys() - outs.keys():
         return False
-    return all(out.keys() - {"path", "hash"} for out in outs.values())
+    return all(complete(out, known.get(path, {})) for path, out in outs.items())
+
+
+def complete(out: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
+    """Whether an out has its hash, and what follows it in the last commit."""
+    after = {"size", "nfiles"} if str(out.get("md5")).endswith(".dir") else {"size"}
+    return bool(out.keys() - {"path", "hash"}) and not after & known.keys() - out.keys()
 
 
 def outs_of(entry: str, name: str) -> dict[str, dict[str, Any]] | None:
