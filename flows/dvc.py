@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO
 
+from flows.problem import Problem
 from flows.process import Ended, follow
 
 PAUSE = 0.3  # seconds between two looks at what others hold
@@ -64,12 +65,18 @@ async def lock_is_free(root: Path, wait: Callable[[str], None] | None) -> None:
 @asynccontextmanager
 async def quiet(root: Path) -> AsyncIterator[None]:
     """While no DVC command writes in ROOT: DVC rewrites dvc.lock in place, and holds its own lock meanwhile."""
-    path = root / ".dvc" / "tmp" / "lock"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as lock:
+    with (temporary(root) / "lock").open("a") as lock:
         while not taken(lock):
             await asyncio.sleep(0.05)
         yield
+
+
+def temporary(root: Path) -> Path:
+    """DVC's folder for locks and the like."""
+    if not (root / ".dvc").is_dir():
+        raise Problem(f"{root}: not a DVC project: run `dvc init` in it, or a clone of the project")
+    (folder := root / ".dvc" / "tmp").mkdir(exist_ok=True)
+    return folder
 
 
 def taken(lock: IO[str]) -> bool:

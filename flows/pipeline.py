@@ -13,18 +13,32 @@ from uuid import UUID
 from cyclopts import Parameter
 from prefect import State, Task, allow_failure, flow, get_client, get_run_logger
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import StateType
 from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 
 from flows.dag import Dag, Stage, read_dag, select
 from flows.dvc import dvc
+from flows.lock_file import check_lock, committed_lock, lost, mend_lock
 from flows.param_file import changed, flat, parsed, read_params, write_params
 from flows.parameters import check, overrides, stage_names
-from flows.plan import Entry, Plan, dvc_status, happened, in_order, lock_names, make_plan, read_lock, unchecked
+from flows.plan import (
+    LOST,
+    Entry,
+    Plan,
+    dvc_status,
+    happened,
+    in_order,
+    lock_names,
+    make_plan,
+    read_lock,
+    split_entries,
+    unchecked,
+)
 from flows.problem import Problem
 from flows.process import Ended
-from flows.report import Row, publish, result_table, row, summary, title
+from flows.report import EXITED, HINTS, Row, publish, result_table, row, summary, title
 from flows.terminal import main, run_here
 from flows.workspace import Where, workspace
 
@@ -34,13 +48,6 @@ if TYPE_CHECKING:
     from flows.parameters import Overrides
 else:
     StageName, Overrides = stage_names(ROOT), overrides(ROOT)
-HINTS = (
-    "To track the changes with git",
-    "git add ",
-    "To enable auto staging",
-    "dvc config core.auto",
-    "Use `dvc push`",
-)
 SHOWN = 10  # lines of a failed stage's output that its state shows
 
 
@@ -85,6 +92,7 @@ async def run_stages(
 ) -> tuple[list[Row], Path]:
     """Plan, check, and run each stage in its task as soon as those before it have ended; where the outputs are."""
     log, dag = get_run_logger(), read_dag(root)
+    await mend_lock(root, dag, log.info)
     plan = await checked_plan(root, dag, select(dag, only, first), force, changes, log.info)
     if changes:
         write_params(root / "params.yaml", changed(root / "params.yaml", changes))
@@ -127,7 +135,8 @@ async def checked_plan(
         await reading()
         return Plan(dict.fromkeys(selected, "forced"))
     recorded, status = await asyncio.gather(reading(), dvc_status(root, wait))
-    return make_plan(dag, selected, status, recorded, params)
+    gone = lost(recorded, split_entries(committed_lock(root))) if recorded else ()
+    return make_plan(dag, selected, status, recorded, params, gone)
 
 
 class Run:
@@ -159,7 +168,7 @@ class Run:
             cache_policy=NO_CACHE,  # DVC is the only cache
             persist_result=False,
         )
-        edges = [allow_failure(state) for state in before.values()]
+        edges = [allow_failure(as_failure(state)) for state in before.values()]
         state: State[Any] = await run(wait_for=edges, return_state=True)
         return state
 
@@ -187,11 +196,8 @@ class Run:
             limit=stage.policy.timeout_seconds,
         )
         self.seconds[stage.name] = self.seconds.get(stage.name, 0.0) + time.monotonic() - started
-        why = (
-            reason
-            if self.force
-            else happened(recorded, (await read_lock(self.root, stage.name)).get(stage.name)) or reason
-        )
+        after = (await read_lock(self.root, stage.name)).get(stage.name)
+        why = reason if self.force or reason == LOST else happened(recorded, after) or reason
         state = self.ended(stage, done, why)
         log.info(f"Ends: {state.name} after {self.seconds[stage.name]:.1f} s")
         return state
@@ -204,7 +210,7 @@ class Run:
                 name="TimedOut", message=f"It took more than {limit:g} s, its limit in dvc.yaml, and was ended"
             )
         if done.status:
-            exits = [found[1] for line in done.lines if (found := re.search(r"^ERROR: .*exited with (\d+)$", line))]
+            exits = [found[1] for line in done.lines if (found := re.search(EXITED, line))]
             self.exits[stage.name] = int(exits[-1]) if exits else done.status
             return Failed(message="\n".join(done.lines[-SHOWN:]) or f"dvc exited with {done.status}")
         if any(line.startswith(f"Running stage '{stage.name}'") for line in done.lines):
@@ -215,6 +221,11 @@ class Run:
 
     def may_retry(self, stage: Stage) -> bool:
         return not stage.policy.retry_on or self.exits.get(stage.name) in stage.policy.retry_on
+
+
+def as_failure(state: State[Any]) -> State[Any]:
+    """The state as one that `allow_failure` allows: Prefect starts no task after one that was cancelled or crashed."""
+    return state if state.is_completed() else state.model_copy(update={"type": StateType.FAILED})
 
 
 def outcome(rows: list[Row]) -> State[Any]:
@@ -234,7 +245,7 @@ async def rename(name: str) -> None:
 
 def command(
     *,
-    only: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
+    only: Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True, negative=())] = None,
     from_: Annotated[str | None, Parameter(name="--from")] = None,
     force: Annotated[bool, Parameter(negative=())] = False,
     set_: Annotated[tuple[str, ...], Parameter(name=["-S", "--set-param"], negative=())] = (),
@@ -262,16 +273,19 @@ def command(
         Print what would run and why, and run nothing.
     """
     dag, changes = read_dag(ROOT), parsed(set_)
-    chosen = select(dag, only, from_)
+    if only == ():
+        raise Problem(f"--only: name the stages to run; dvc.yaml has {', '.join(dag.stages)}")
+    chosen = select(dag, only or (), from_)
     changed(ROOT / "params.yaml", changes)  # all of them are there
     if plan:
-        if where != "tree":
-            raise Problem("--plan looks at the project's folder: leave --where out")
+        if where != "tree" or commit_to:
+            raise Problem("--plan looks at the project's folder and runs nothing: leave --where and --commit-to out")
+        asyncio.run(check_lock(ROOT, dag))
         print(asyncio.run(checked_plan(ROOT, dag, chosen, force, changes, print)))
         return
     status = run_here(
         pipeline,
-        only=only,
+        only=only or (),
         from_stage=from_,
         force=force,
         params=Overrides.model_validate(changes) if changes else None,

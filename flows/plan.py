@@ -3,7 +3,7 @@
 import asyncio
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from flows.dvc import dvc, quiet
 from flows.param_file import flat
 from flows.problem import Problem
 
+LOST = "dvc.lock does not have it, the last commit's does"
 NAMED = 3  # changes of a kind that are named; of more, their number is
 Entry = Mapping[str, Any]  # a stage in dvc.lock
 
@@ -38,14 +39,20 @@ def make_plan(
     status: Mapping[str, list[Any]],
     recorded: Mapping[str, Entry],
     params: Mapping[str, Any],
+    lost: Container[str] = (),
 ) -> Plan:
-    """STATUS is what DVC finds stale, RECORDED what is in dvc.lock, PARAMS those that the run will work with."""
+    """STATUS is what DVC finds stale, RECORDED what is in dvc.lock, PARAMS those that the run will work with.
+
+    LOST are stages that are in the last commit's dvc.lock, and not in this one.
+    """
     reasons: dict[str, str] = {}
     for name in selected:
         stage = dag.stages[name]
         before = [upstream for upstream in stage.upstream if reasons.get(upstream)]
         made = {out for upstream in before for out in dag.stages[upstream].outs}
         why = "; ".join(planned(status.get(name, []), recorded.get(name), of_stage(params, stage), made))
+        if name in lost:
+            why = LOST
         reasons[name] = why or (f"after {', '.join(before)}" if before else "")
     return Plan(reasons)
 
@@ -140,8 +147,18 @@ def lock_names(root: Path) -> list[str]:
 def lock_entries(root: Path) -> tuple[str, dict[str, str]]:
     """dvc.lock's text: what stands above its stages, and each of them. One entry is read six times as fast as all."""
     path = root / "dvc.lock"
-    head, *entries = re.split(r"(?m)^(?=  [^\s-])", path.read_text(encoding="utf-8") if path.exists() else "")
+    return split_entries(path.read_text(encoding="utf-8", errors="surrogateescape") if path.exists() else "")
+
+
+def split_entries(text: str) -> tuple[str, dict[str, str]]:
+    head, *entries = re.split(r"(?m)^(?=  [^\s-])", text)
     return head, {entry.partition(":")[0].strip(): entry for entry in entries}
+
+
+def write_lock(root: Path, text: str) -> None:
+    beside = root / ".dvc.lock.partial"
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(root / "dvc.lock")
 
 
 async def dvc_status(root: Path, wait: Callable[[str], None]) -> dict[str, list[Any]]:
@@ -161,6 +178,4 @@ async def in_order(root: Path, dag: Dag, known: Sequence[str]) -> None:
         head, entries = lock_entries(root)
         ordered = sorted(entries, key=lambda name: places.get(name, len(places)))
         if ordered != [*entries]:
-            beside = root / ".dvc.lock.partial"
-            beside.write_text("".join([head, *(entries[name] for name in ordered)]), encoding="utf-8")
-            beside.replace(root / "dvc.lock")
+            write_lock(root, "".join([head, *(entries[name] for name in ordered)]))

@@ -4,6 +4,7 @@ import asyncio
 import codecs
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections import deque
@@ -34,23 +35,23 @@ async def follow(
     limit: float | None = None,
 ) -> Ended:
     """Run the command in ROOT and hand on each line as it comes, all also to a file; end it after LIMIT seconds."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-I", "-S", supervisor.__file__, *command),
+    process = subprocess.Popen(  # asyncio's own never ends if it is cancelled with all other tasks while it starts one
+        [sys.executable, "-I", "-S", supervisor.__file__, *command],
         cwd=root,
         env=environment(),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         start_new_session=True,  # a Ctrl-C in the terminal is the flow's to hear
     )
     assert process.stdin is not None
-    assert process.stdout is not None
-    screen, kept, timed_out = Screen(), deque[str](maxlen=KEPT), False
+    output, screen, kept, timed_out = asyncio.StreamReader(), Screen(), deque[str](maxlen=KEPT), False
     try:
+        await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(output), process.stdout)
         async with asyncio.timeout(limit):
             chunk = b"\n"
             while chunk:
-                chunk = await process.stdout.read(65536)
+                chunk = await output.read(65536)
                 if file:
                     with file.open("ab") as whole:
                         whole.write(chunk)
@@ -58,18 +59,18 @@ async def follow(
                     kept.append(line)
                     if say:
                         say(line)
-            await process.wait()
+            await exited(process)
     except TimeoutError:
         timed_out = True
     finally:
         process.stdin.close()  # the supervisor ends what is left
-        status = await finished(process)
+        status = await finished(process, output)
     return Ended(status, tuple(kept), timed_out)
 
 
-async def finished(process: asyncio.subprocess.Process) -> int:
+async def finished(process: subprocess.Popen[bytes], output: asyncio.StreamReader) -> int:
     """Its exit status, waited for also in a task that is being cancelled, as long as a supervisor may need."""
-    waiting = asyncio.ensure_future(asyncio.wait_for(drained(process), 4 * supervisor.GRACE))
+    waiting = asyncio.ensure_future(asyncio.wait_for(drained(process, output), 4 * supervisor.GRACE))
     while not waiting.done():
         try:
             await asyncio.wait([waiting])
@@ -78,11 +79,17 @@ async def finished(process: asyncio.subprocess.Process) -> int:
     return 128 + signal.SIGKILL if isinstance(waiting.exception(), TimeoutError) else waiting.result()
 
 
-async def drained(process: asyncio.subprocess.Process) -> int:
+async def drained(process: subprocess.Popen[bytes], output: asyncio.StreamReader) -> int:
     """Whoever still writes must not be kept from ending by a full pipe."""
-    while process.stdout and await process.stdout.read(65536):
+    while await output.read(65536):
         pass
-    return await process.wait()
+    return await exited(process)
+
+
+async def exited(process: subprocess.Popen[bytes]) -> int:
+    while (status := process.poll()) is None:
+        await asyncio.sleep(0.01)
+    return status
 
 
 class Screen:

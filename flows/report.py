@@ -4,6 +4,7 @@ import asyncio
 import base64
 import html
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,15 @@ from flows.process import follow
 KEY = "lockstep-report"
 LONG = 150  # characters of a run's name
 WORDS = {"TimedOut": "timed out", "UpToDate": "up to date"}
+HINTS = (  # lines that say what to do, and not what happened
+    "To track the changes with git",
+    "git add ",
+    "To enable auto staging",
+    "dvc config core.auto",
+    "Use `dvc push`",
+    "If DVC removed this stage's former outputs",  # stages say so after a problem
+)
+EXITED = r"^ERROR: .*exited with (\d+)$"  # what DVC says of a command that failed
 EMBEDDED = 200_000  # bytes of a picture
 
 
@@ -35,11 +45,18 @@ class Row:
 
     def __str__(self) -> str:
         took = "" if self.seconds is None else f" after {self.seconds:.1f} s"
-        return f"{self.stage:<16}  {self.state}{took}: {self.reason.strip().splitlines()[0] if self.reason else ''}"
+        return f"{self.stage:<16}  {self.state}{took}: {gist(self.reason)}"
 
 
 def row(stage: str, state: State[Any], seconds: float | None) -> Row:
     return Row(stage, state.name or "", state.message or "", state.is_completed(), seconds)
+
+
+def gist(reason: str) -> str:
+    """Its last line that says what happened: of a failed stage's output its own error, and not what DVC makes of it."""
+    lines = [line.strip() for line in reason.splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(HINTS) and not re.search(EXITED, line)]
+    return [*lines[-1:], *telling][-1] if lines else ""
 
 
 def title(plan: Plan) -> str:

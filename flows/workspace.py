@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from flows.dvc import dvc, taken
+from flows.dvc import dvc, taken, temporary
 from flows.problem import Problem
 from flows.process import Ended, follow
 
@@ -39,6 +39,7 @@ async def workspace(
     if branch and where == "tree":
         raise Problem("commit_to needs where=clone: in the project's folder it is you who commits")
     if where == "tree":
+        remove_left(home)
         async with alone(home, say):
             yield Workspace(home, home, remote=False)
         return
@@ -63,11 +64,7 @@ async def scratch(home: Path, say: Callable[[str], None]) -> AsyncIterator[Path]
 @asynccontextmanager
 async def alone(home: Path, say: Callable[[str], None]) -> AsyncIterator[None]:
     """While no other run works in the project's folder: they share params.yaml."""
-    path = home / ".dvc" / "tmp" / "lockstep.lock"
-    if not path.parent.parent.is_dir():
-        raise Problem(f"{home}: not a DVC project: run `dvc init` in it, or a clone of the project")
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w") as lock:
+    with (temporary(home) / "lockstep.lock").open("w") as lock:
         told = False
         while not taken(lock):
             if not told:
@@ -114,19 +111,37 @@ def write_settings(file: Path, settings: Mapping[str, str]) -> None:
 @contextmanager
 def place(home: Path) -> Iterator[Path]:
     """A folder that no other run uses, removed afterwards; one that a killed run left is taken anew."""
-    folder = home / ".dvc" / "tmp" / "clones"
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder := clones(home)).mkdir(exist_ok=True)
+    remove_left(home)
     for number in itertools.count(1):
-        with (folder / f"{number}.lock").open("w") as lock:
-            if not taken(lock):
-                continue
-            path = folder / str(number)
+        with own(folder / str(number)) as free:
+            if free:
+                yield folder / str(number)
+                return
+
+
+def remove_left(home: Path) -> None:
+    """Remove the clones that killed runs left: those that nobody holds."""
+    for path in clones(home).glob("*[0-9]"):
+        with own(path):
+            pass
+
+
+def clones(home: Path) -> Path:
+    return temporary(home) / "clones"
+
+
+@contextmanager
+def own(path: Path) -> Iterator[bool]:
+    """Whether no other run holds the folder; if so, it is removed first and last. Its lock stays: others may wait."""
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
+        if free := taken(lock):
             shutil.rmtree(path, ignore_errors=True)
-            try:
-                yield path
-            finally:
+        try:
+            yield free
+        finally:
+            if free:
                 shutil.rmtree(path, ignore_errors=True)
-            return
 
 
 async def commit(path: Path, home: Path, branch: str, message: str) -> None:

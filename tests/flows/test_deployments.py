@@ -1,5 +1,6 @@
 """The deployments of prefect.yaml on a real server, run by a real worker and by the process that serves them."""
 
+import itertools
 import json
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from repositories import dvc, environment
+from repositories import commit, dvc, environment
 from toys import ask, free_port, new_toy, prefect_server, task_runs, trace, until, until_none_is_left
 
 from flows.dvc import locked
@@ -147,6 +148,11 @@ def assert_nothing_is_left(toy: Path, since: float, engines: list[psutil.Process
     until(lambda: not any(one.is_running() for one in engines), ENDED)
 
 
+def most_at_once(runs: list[dict[str, Any]]) -> int:
+    moments = [(one["start_time"], 1) for one in runs] + [(one["end_time"], -1) for one in runs]
+    return max(itertools.accumulate(step for _, step in sorted(moments)))
+
+
 def children(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
@@ -162,7 +168,8 @@ def test_all_deployments_are_made_with_their_schedules_and_limits_and_one_automa
     for name in ("nightly", "sweep", "weekly-audit"):
         assert made[name]["global_concurrency_limit"]["limit"] == 1
         assert made[name]["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
-    assert made["on-demand"]["global_concurrency_limit"] is None
+    assert made["on-demand"]["global_concurrency_limit"]["limit"] == 2
+    assert made["on-demand"]["concurrency_options"]["collision_strategy"] == "ENQUEUE"
     automation = ask(pool, "automations/filter")
     assert [one["name"] for one in automation] == ["lockstep: end runs that show no sign of life"]
     prefect(chain, pool, "deploy", "-n", "nightly")
@@ -262,3 +269,26 @@ def test_one_process_serves_the_deployments_and_leaves_nothing_when_it_is_ended(
         assert_nothing_is_left(chain, time.monotonic(), engines)
         assert process.wait(ENDED) == 0
     assert runs_of(server, "on-demand")[-1]["state_type"] == "CANCELLED"
+
+
+def test_of_many_runs_asked_for_at_once_the_limit_run_and_the_others_wait_their_turn(chain: Path, server: str) -> None:
+    last_for(chain, 5)
+    commit(chain)
+    with program(chain, server, "flows.serve"):
+        until(lambda: "Serving" in output(chain), 60)
+        made, before = deployments(server)["on-demand"], len(runs_of(server, "on-demand"))
+        assert made["global_concurrency_limit"]["limit"] == 2
+        assert made["concurrency_options"]["collision_strategy"] == "ENQUEUE"
+        for number in range(5):
+            text = {"quick": {"text": f"run {number}"}}  # each runs anew
+            ask(server, f"deployments/{made['id']}/create_flow_run", parameters={"where": "clone", "params": text})
+        runs = until(
+            lambda: (
+                len(found := runs_of(server, "on-demand")[before:]) == 5
+                and all(one["state_type"] in ENDS for one in found)
+                and found
+            ),
+            240,
+        )
+    assert [one["state_type"] for one in runs] == ["COMPLETED"] * 5
+    assert most_at_once(runs) == 2

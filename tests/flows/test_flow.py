@@ -1,6 +1,7 @@
 """The flow on a real server: each stage is a task, whose state says what came of it and why."""
 
 import json
+import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -210,9 +211,23 @@ def test_a_wrong_type_is_named_before_the_first_stage_starts(toy: Path, api: str
 
 
 #   busy    wrong    late    fine
-#             |        |
-#           never    neither
-ENDINGS = {"busy": [], "wrong": [], "late": [], "fine": [], "never": ["wrong"], "neither": ["late", "fine"]}
+#             |         \    /
+#           never      neither
+#             |
+#           below
+#             |
+#           lowest
+ENDINGS = {
+    "busy": [],
+    "wrong": [],
+    "late": [],
+    "fine": [],
+    "never": ["wrong"],
+    "neither": ["late", "fine"],
+    "below": ["never"],
+    "lowest": ["below", "fine"],
+}
+HINT = "If DVC removed this stage's former outputs, `dvc checkout` and `git checkout` bring them back."
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +238,9 @@ def endings(tmp_path_factory: pytest.TempPathFactory, api: str) -> Run:
     project = new_toy(tmp_path_factory.mktemp("endings") / "a toy", ENDINGS, meta)
     for param, value in {"busy.status": 69, "wrong.status": 3, "late.seconds": 60.0}.items():
         set_param(project / "params.yaml", param, value)
+    source = project / "stages" / "wrong.py"
+    error = 'print(f"{name} goes wrong", file=sys.stderr)'
+    source.write_text(source.read_text().replace(error, f"{error}; print({HINT!r})"))
     return ended(project, api=api, status=1)
 
 
@@ -233,13 +251,40 @@ class TestEndings:
         kind, name, message = endings.states["wrong"]
         assert (kind, name) == ("FAILED", "Failed")
         assert "wrong says wrong\nwrong goes wrong\n" in message
+        assert HINT in message
         assert "exited with 3" in message
         assert len(message.splitlines()) <= 10
 
     def test_what_comes_after_a_failure_is_skipped_and_says_why(self, endings: Run) -> None:
         assert endings.states["never"] == ("CANCELLED", "Skipped", "wrong did not succeed")
         assert endings.states["neither"] == ("CANCELLED", "Skipped", "late did not succeed")
-        assert not {"never", "neither"} & set(trace(endings.project))
+        assert endings.states["below"] == ("CANCELLED", "Skipped", "never did not succeed")
+        assert endings.states["lowest"] == ("CANCELLED", "Skipped", "below did not succeed")
+        assert not {"never", "neither", "below", "lowest"} & set(trace(endings.project))
+
+    def test_a_skipped_stage_has_its_edges_in_the_graph(self, endings: Run, api: str) -> None:
+        runs = ask(api, "task_runs/filter", flow_runs={"id": {"any_": [endings.flow_run["id"]]}})
+        names = {one["id"]: one["name"] for one in runs}
+        for name in ("never", "below", "lowest"):
+            (inputs,) = [one["task_inputs"]["wait_for"] for one in runs if one["name"] == name]
+            assert {names[item["id"]] for item in inputs} == set(ENDINGS[name])
+
+    def test_the_table_at_the_end_gives_the_stages_own_error(self, endings: Run) -> None:
+        rows = dict(re.findall(r"(?m)^(\w+) +\w+(?: after [\d.]+ s)?: (.*)$", endings.done.stdout))
+        assert rows == {
+            "busy": "busy goes wrong",
+            "wrong": "wrong goes wrong",
+            "late": "It took more than 8 s, its limit in dvc.yaml, and was ended",
+            "fine": "never ran",
+            "never": "wrong did not succeed",
+            "neither": "late did not succeed",
+            "below": "never did not succeed",
+            "lowest": "below did not succeed",
+        }
+
+    def test_the_report_has_the_whole_tail(self, endings: Run, api: str) -> None:
+        reports = ask(api, "artifacts/filter", artifacts={"flow_run_id": {"any_": [endings.flow_run["id"]]}})
+        assert "wrong says wrong<br>wrong goes wrong<br>" in reports[0]["data"]
 
     def test_what_is_independent_of_it_still_runs(self, endings: Run) -> None:
         assert endings.states["fine"] == ("COMPLETED", "Ran", "never ran")
@@ -247,7 +292,12 @@ class TestEndings:
 
     def test_the_run_has_failed_and_the_terminal_says_so_without_a_traceback(self, endings: Run) -> None:
         assert (endings.flow_run["state_type"], endings.flow_run["state_name"]) == ("FAILED", "Failed")
-        for said in ("busy, wrong failed", "late timed out", "never, neither skipped", "ran fine (never ran)"):
+        for said in (
+            "busy, wrong failed",
+            "late timed out",
+            "never, neither, below, lowest skipped",
+            "ran fine (never ran)",
+        ):
             assert said in endings.flow_run["name"]
         assert says_no_traceback(endings.done)
         assert "wrong           | wrong goes wrong" in endings.done.stdout
@@ -328,3 +378,13 @@ def test_on_the_real_stages_the_flow_leaves_what_dvc_repro_leaves(finished: Path
         assert (project / name).read_bytes() == (finished / name).read_bytes()
     assert ran(dvc(project, "repro", "--dry")) == []
     assert "accuracy" in done.done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_a_gate_that_fails_is_told_by_its_own_line(project: Path, api: str) -> None:
+    done = ended(project, "-S", "evaluate.min_accuracy=1.0", api=api, status=1)
+    rows = dict(re.findall(r"(?m)^(\w+) +Failed after [\d.]+ s: (.*)$", done.done.stdout))
+    assert list(rows) == ["evaluate"]
+    assert re.match(r"evaluate: accuracy 0\.\d+ is below evaluate\.min_accuracy 1\.0", rows["evaluate"])
+    assert rows["evaluate"] in done.states["evaluate"][2]

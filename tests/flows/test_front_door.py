@@ -55,3 +55,15 @@ def test_an_unknown_data_set_is_one_line_and_changes_nothing(project: Path, name
     assert done.stderr.startswith("download: params.yaml: download.dataset: input should be 'mnist', 'fashion-mnist'")
     assert len(done.stderr.splitlines()) == 1
     assert (project / "params.yaml").read_bytes() == before
+
+
+def test_a_dvc_lock_that_a_plain_repro_left_empty_is_mended_and_said_in_a_line(project: Path) -> None:
+    whole = (project / "dvc.lock").read_bytes()
+    (project / "dvc.lock").write_bytes(b"")
+    done = front_door(project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[0].startswith(
+        "dvc.lock is empty: a DVC command was ended while it wrote it; mended"
+    )
+    assert (project / "dvc.lock").read_bytes() == whole
+    assert "up to date" in done.stdout.lower() or "UpToDate" in done.stdout

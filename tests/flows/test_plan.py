@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import psutil
@@ -119,3 +120,32 @@ def test_a_plan_of_what_is_not_there_is_one_line(done: Path) -> None:
         out, err = process.communicate()
     assert process.returncode == 1
     assert (out, err) == ("", "pipeline: no stage 'lift' in dvc.yaml, which has make, left, right, join\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--only"], "--only: name the stages to run; dvc.yaml has make, left, right, join"),
+        (["--only", "--from", "left"], "--only: name the stages to run; dvc.yaml has make, left, right, join"),
+        (["--commit-to", "results"], "--plan looks at the project's folder and runs nothing: leave --where and"),
+        (["--where", "clone"], "--plan looks at the project's folder and runs nothing: leave --where and"),
+    ],
+    ids=str,
+)
+def test_what_a_plan_cannot_mean_is_one_line(done: Path, words: list[str], said: str) -> None:
+    with starting(done, *words) as process:
+        out, err = process.communicate()
+    assert (process.returncode, out, len(err.splitlines())) == (1, "", 1)
+    assert err.startswith(f"pipeline: {said}")
+
+
+def test_a_folder_that_is_not_dvcs_is_one_line_and_no_wait(done: Path) -> None:
+    shutil.rmtree(done / ".dvc")
+    with starting(done) as process:
+        ending = threading.Timer(30, process.kill)
+        ending.start()
+        out, err = process.communicate()
+        ending.cancel()
+    assert (process.returncode, out) == (1, "")
+    assert err == f"pipeline: {done}: not a DVC project: run `dvc init` in it, or a clone of the project\n"
+    assert not (done / ".dvc").exists()

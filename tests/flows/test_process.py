@@ -195,6 +195,53 @@ def test_a_task_that_is_cancelled_ends_its_command_before_it_ends_itself(tmp_pat
     assert asyncio.run(cancelled()) == []
 
 
+def test_a_program_that_ends_while_a_command_starts_does_not_wait_for_it_for_ever(tmp_path: Path) -> None:
+    program = (
+        "import asyncio, pathlib, flows.process\n"
+        "async def main():\n"
+        f"    task = asyncio.create_task(flows.process.follow(['sleep', '300'], pathlib.Path({str(tmp_path)!r})))\n"
+        "    await asyncio.sleep(0)\n"  # now it starts
+        "    raise SystemExit(3)\n"
+        "asyncio.run(main())"
+    )
+    done = subprocess.run(python(program), cwd=ROOT, capture_output=True, timeout=LEFT, check=False)
+    assert done.returncode == 3
+    until(lambda: not started(tmp_path), LEFT)
+
+
+WRITER = """
+import time
+with open("dvc.lock", "w") as file:
+    for number in range(20):
+        print(number, file=file, flush=True)
+        time.sleep(0.1)
+time.sleep(300)
+"""
+
+
+def test_the_supervisor_lets_dvc_lock_be_written_to_its_end_before_it_ends_the_command(tmp_path: Path) -> None:
+    (tmp_path / "writer.py").write_text(WRITER)
+    with supervised(f"{sys.executable} writer.py", tmp_path) as process:
+        until((tmp_path / "dvc.lock").exists, 30)
+        begun = time.monotonic()
+        process.communicate()
+    assert (tmp_path / "dvc.lock").read_text().split() == [str(number) for number in range(20)]
+    assert started(tmp_path) == []
+    assert time.monotonic() - begun < LEFT
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_the_supervisor_does_not_wait_for_ever_for_a_file_to_be_written(tmp_path: Path) -> None:
+    (tmp_path / "writer.py").write_text(WRITER.replace("sleep(0.1)", "sleep(100)"))
+    with supervised(f"{sys.executable} writer.py", tmp_path) as process:
+        until((tmp_path / "dvc.lock").exists, 30)
+        begun = time.monotonic()
+        process.communicate()
+    assert started(tmp_path) == []
+    assert time.monotonic() - begun < LEFT
+
+
 def supervised(command: str, folder: Path) -> subprocess.Popen[str]:
     program = [sys.executable, "-I", "-S", supervisor.__file__, *shlex.split(command)]
     return subprocess.Popen(program, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -1,5 +1,6 @@
 """A run in a clean clone neither sees nor disturbs a person's edits, shares the cache, and can commit and push."""
 
+import fcntl
 import json
 from pathlib import Path
 
@@ -92,6 +93,25 @@ def test_what_a_killed_run_left_of_its_clone_is_taken_anew(ready: Path, api: str
     (left / "half").mkdir(parents=True)
     flow(ready, "--where", "clone", api=api)
     assert not left.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+@pytest.mark.parametrize("where", ["clone", "tree"])
+def test_every_clone_that_killed_runs_left_is_removed_and_none_that_a_run_works_in(
+    ready: Path, api: str, where: str
+) -> None:
+    clones = ready / ".dvc" / "tmp" / "clones"
+    for number in range(1, 13):
+        (clones / str(number) / "half").mkdir(parents=True)
+        (clones / f"{number}.lock").touch()
+    with (clones / "2.lock").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        flow(ready, "--where", where, api=api)
+    assert [path.name for path in clones.iterdir() if path.is_dir()] == ["2"]
+    assert (clones / "2" / "half").is_dir()
+    flow(ready, "--where", where, api=api)
+    assert not [path for path in clones.iterdir() if path.is_dir()]
 
 
 def test_two_toys_are_equal(tmp_path: Path) -> None:
