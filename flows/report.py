@@ -13,7 +13,7 @@ from prefect.artifacts import acreate_markdown_artifact
 from prefect.client.schemas import State
 from ruamel.yaml import YAML
 
-from flows.dag import read_dag
+from flows.dag import Dag, read_dag
 from flows.param_file import flat, get_param
 from flows.plan import Plan
 from flows.process import follow
@@ -180,10 +180,16 @@ def result(root: Path) -> dict[str, str]:
         ),
         "parity": (
             f"{'proven' if parity['same'] else 'FAILED'}: {parity['configurations']} configurations, "
-            f"logits within {parity['logits_max']:.1e}, {parity['flips']} flipped labels"
+            f"each on up to {parity['images']:,} images, within {parity['atol']:g}"
         ),
-        "ONNX file": f"{model} ({(root / model).stat().st_size:,} bytes)",
+        "ONNX file": f"{model} ({(root / model).stat().st_size:,} bytes), {certified(root, dag)}",
     }
+
+
+def certified(root: Path, dag: Dag) -> str:
+    """Whether validate_parity wrote its certificate, without which nothing consumes the file."""
+    outs = [out for out in dag.stages["validate_parity"].outs if Path(out).stem == "certificate"]
+    return next((f"certified in {out}" for out in outs if (root / out).exists()), "not certified")
 
 
 def load(path: Path) -> dict[str, Any]:
