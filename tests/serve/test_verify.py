@@ -87,7 +87,7 @@ def test_every_bit_of_a_certificate_counts(made: Path) -> None:
     read_certificate(whole, "x")
     for place, byte in enumerate(whole):
         for bit in range(8):
-            with pytest.raises(Problem, match="^x: "):
+            with pytest.raises(Problem, match=r"^x: "):
                 read_certificate(whole[:place] + bytes([byte ^ 1 << bit]) + whole[place + 1 :], "x")
 
 
@@ -163,7 +163,7 @@ def test_a_certificate_that_is_none_is_refused_although_its_hash_is_right(
     changes: dict[str, Any], said: str, copied: Path
 ) -> None:
     certify(copied, **changes)
-    with pytest.raises(Problem, match="^x: ") as error:
+    with pytest.raises(Problem, match=r"^x: ") as error:
         read_certificate(copied.with_name("certificate.json").read_bytes(), "x")
     assert said in str(error.value)
     assert "\n" not in str(error.value)
