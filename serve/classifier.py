@@ -161,9 +161,9 @@ def session(data: bytes, threads: int, name: str) -> onnxruntime.InferenceSessio
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
-    # Threads that spin while they wait take a core from other work. With 2 threads, two cores shared with other work and
-    # 5 ms between calls, 64 images cost 7.4 ms of CPU with spinning and 1.7 without; 95 % of the calls ended within 5.5
-    # and 1.8 ms. The medians are equal; that of one image is 0.02 ms longer without.
+    # Threads that spin while they wait take a core from other work. With 2 threads on two shared cores and 5 ms between
+    # the calls, 64 images cost 7.4 ms of CPU with spinning and 1.7 without, and 95 % of the calls ended within 5.5 and
+    # 1.8 ms. The medians are equal; for one image alone it is 0.02 ms longer without.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
