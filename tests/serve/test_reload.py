@@ -359,9 +359,8 @@ class TestBesideRealRuns:
         ]
         good = {"evaluate.min_accuracy": 0.5, "validate_parity.atol": 0.0001}
         with running(tmp_path, model, "--report", str(project / "data/reports/evaluate.json")) as service:
-            image = np.zeros((8, 8), int)
-            image[2:6, 3:5] = 200
-            with asking(service, (np.array([[image]]), np.array([0])), 1, 0.05) as client:
+            images = np.load(project / "data/splits/test-images.npy"), np.load(project / "data/splits/test-labels.npy")
+            with asking(service, images, 1, 0.05) as client:
                 for number, (way, param, value, said) in enumerate(cases):
                     before = service.ask("/model").json
                     set_param(params, "train.seed", 100 + number)
