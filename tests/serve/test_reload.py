@@ -292,6 +292,7 @@ def test_files_that_are_replaced_while_they_are_read_are_never_mixed(copied: Pat
         stop.set()
         thread.join()
     assert {refused for _, refused in seen} == {True, False}, "it was never torn"
+    assert current.counts.reloads["refused"] == 0, "a file was read twice"
     current.take_up()
     assert (current.refused, current.classifier.sha256) == (None, sha256(copied))
 
@@ -315,6 +316,8 @@ def test_a_set_that_is_replaced_between_two_reads_waits_for_the_next_look(
     current.take_up()
     assert current.classifier.sha256 == before.sha256
     assert current.counts.waiting is (after != NAMES[-1])
+    assert (current.refused is None) is (after == NAMES[-1])
+    assert current.counts.reloads["refused"] == 0, "a file was read twice"
     assert current.files.stamp() != stamp, "the next look would not see it"
     monkeypatch.undo()
     current.take_up()
