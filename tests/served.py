@@ -124,6 +124,7 @@ def learn_handwriting(folder: Path) -> Path:
     recipe = {
         "preprocess.validation": 0.0,
         "train.monitor": "none",
+        "train.calibrate": "none",
         "train.model": "compact",
         "train.width": 16,
         "train.stem": "whitened",
@@ -141,7 +142,7 @@ def learn_handwriting(folder: Path) -> Path:
     def run(stage: Callable[..., None], **others: str) -> None:
         """With files in the folder, each named as its flag but for those given."""
         known = {"params": params, "splits": splits, "model": folder / "model.onnx", "golden": folder / "golden.json"}
-        names = inspect.signature(stage).parameters
+        names = [name for name, each in inspect.signature(stage).parameters.items() if each.default is each.empty]
         stage(**{name: known.get(name, folder / others.get(name, name)) for name in names})
 
     run(train, report="train.json")
