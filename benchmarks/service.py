@@ -67,7 +67,8 @@ def service(flags: list[str]) -> Iterator[int]:
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         found = re.search(r":(\d+)/", process.stdout.readline())
-        assert found
+        if not found:
+            sys.exit("the service does not start")  # and has said why
         try:
             yield int(found[1])
         finally:

@@ -137,7 +137,8 @@ def soak(*, minutes: float = 10.0, clients: int = 12, model: Path = ROOT / "data
         try:
             assert process.stdout
             found = re.search(r"http://(.+):(\d+)/", process.stdout.readline())
-            assert found, "the service does not start"
+            if not found:
+                sys.exit("the service does not start")  # and has said why
             wrong, counted, memory = mixed((found[1], int(found[2])), process.pid, minutes * 60, clients)
             alive = process.poll() is None
         finally:

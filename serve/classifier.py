@@ -12,10 +12,13 @@ import onnxruntime
 from numpy.typing import NDArray
 from PIL import Image
 
+from serve.certificate import Certificate, check_metadata
 from serve.facts import Facts, read_facts
+from serve.golden import Replay, replay
 from serve.pictures import PIXELS, open_picture
 from serve.preparation import Pixels, prepare
 from serve.problem import BadPicture, Problem
+from serve.proof import Proof, read_file
 
 Picture = str | Path | bytes | Image.Image | NDArray[Any]
 BATCH = 64
@@ -42,6 +45,9 @@ class Classifier:
 
     tuned_for "latency" computes with one thread: the best for one picture, and beside other work. "throughput" takes
     all cores for large batches. `threads` says it by number. A picture of more than `pixels` pixels is refused.
+
+    With proven, a model is loaded only if certificate.json beside it names it, and golden.json beside it is replayed;
+    a Proof says where else the two lie. What was proven is then in `certificate` and `replay`.
     """
 
     def __init__(
@@ -52,6 +58,7 @@ class Classifier:
         threads: int | None = None,
         batch: int = BATCH,
         pixels: int = PIXELS,
+        proven: bool | Proof = False,
     ) -> None:
         if tuned_for not in ("latency", "throughput"):
             raise ValueError(f"tuned_for is {tuned_for!r}: latency or throughput")
@@ -59,12 +66,19 @@ class Classifier:
             raise ValueError("batch and threads are at least 1")
         self.name = str(path)
         self.batch, self.pixels = batch, pixels
-        data = read(Path(path))
+        data = read_file(Path(path), "`dvc repro` or `dvc pull` makes data/model/model.onnx")
+        proof = Proof.beside(Path(path)) if proven is True else proven
+        evidence = proof.read(data, self.name) if proof else None
         self.sha256 = hashlib.sha256(data).hexdigest()
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._session = session(data, threads or (1 if tuned_for == "latency" else cores), self.name)
         self.facts: Facts = read_facts(self._session.get_modelmeta().custom_metadata_map, self.name)
         agree(self._session, self.facts, self.name)
+        self.certificate: Certificate | None = None
+        self.replay: Replay | None = None
+        if evidence:
+            check_metadata(evidence.certificate, self.facts, self.name)
+            self.certificate, self.replay = evidence.certificate, replay(evidence.golden, self)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -143,19 +157,14 @@ class Classifier:
         return Prediction(self.classes[best], values[best], dict(zip(self.classes, values, strict=True)))
 
 
-def read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise Problem(f"{path}: there is no such file; `dvc repro` or `dvc pull` makes data/model/model.onnx") from None
-    except OSError as error:
-        raise Problem(f"{path}: cannot be read: {error.strerror}") from None
-
-
 def session(data: bytes, threads: int, name: str) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
+    # Threads that spin while they wait take a core from other work. With 2 threads on two shared cores and 5 ms between
+    # the calls, 64 images cost 7.4 ms of CPU with spinning and 1.7 without, and 95 % of the calls ended within 5.5 and
+    # 1.8 ms. The medians are equal; for one image alone it is 0.02 ms longer without.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors have no base class of their own

@@ -36,6 +36,7 @@ class Counts:
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, int]] = Counter()
         self.reloads: Counter[str] = Counter(taken_up=0, refused=0)
+        self.waiting = False  # for a model whose files are all there and agree
         self.seconds: dict[str, Histogram] = {}
         self.batches = Histogram(IMAGES)
 
@@ -63,6 +64,9 @@ class Counts:
         yield from head("lockstep_model_reloads_total", "counter", "New model files, by what became of them.")
         for result, count in sorted(self.reloads.items()):
             yield f'lockstep_model_reloads_total{{result="{result}"}} {count}'
+        meaning = "1 while the files are missing or of different models, as in a run; for long: a run failed."
+        yield from head("lockstep_model_waiting", "gauge", meaning)
+        yield f"lockstep_model_waiting {int(self.waiting)}"
         yield from head("lockstep_model_info", "gauge", "The model that answers.")
         yield f'lockstep_model_info{{sha256="{model}"}} 1'
 

@@ -1,4 +1,4 @@
-"""The model that answers now: a new file is taken up after its golden sample was replayed, else the old one stays."""
+"""The model that answers now: a new one is taken up with its certificate and golden sample, else the old one stays."""
 
 import asyncio
 import json
@@ -9,21 +9,22 @@ from typing import Any
 
 from serve.classifier import Classifier
 from serve.counts import Counts
-from serve.golden import replay
-from serve.problem import Problem
+from serve.problem import NoFile, OtherModel, Problem
+from serve.proof import Proof
 
 log = logging.getLogger("lockstep")
-Stamp = list[tuple[int, int, int] | None]
+Stamp = list[tuple[int, ...] | None]
 
 
 @dataclass(frozen=True)
 class Files:
     model: Path
-    golden: Path | None  # none: models are taken up unproven
+    proof: Proof | None  # none: models are taken up unproven
     report: Path | None  # what evaluate wrote, to be shown
 
     def stamp(self) -> Stamp:
-        return [stamp(path) for path in (self.model, self.golden) if path]
+        proof = (self.proof.golden, self.proof.certificate) if self.proof else ()
+        return [stamp(path) for path in (self.model, *proof)]
 
 
 class Current:
@@ -31,13 +32,13 @@ class Current:
         self.files, self.threads, self.pixels, self.counts = files, threads, pixels, counts
         self.seen = files.stamp()
         self.refused: str | None = None
-        self.classifier, self.difference = self.load()
+        self.classifier = self.load()
         if files.report:
             metrics(files.report)
 
-    def load(self) -> tuple[Classifier, float | None]:
-        classifier = Classifier(self.files.model, threads=self.threads, pixels=self.pixels)
-        return classifier, replay(self.files.golden, classifier) if self.files.golden else None
+    def load(self) -> Classifier:
+        """From files that may be replaced meanwhile: their bytes, each read once, agree or are refused."""
+        return Classifier(self.files.model, threads=self.threads, pixels=self.pixels, proven=self.files.proof or False)
 
     async def watch(self, seconds: float) -> None:
         """For ever: look at the files, and take up what is new once it has stood still for one look."""
@@ -52,19 +53,28 @@ class Current:
                 await asyncio.to_thread(self.take_up)
 
     def take_up(self) -> None:
+        """While a run replaces the files one by one, or if it failed, they are no whole: that is waited for."""
         try:
-            classifier, difference = self.load()
+            classifier = self.load()
         except Exception as error:
             said = str(error) if isinstance(error, Problem) else repr(error)
-            log.warning("refused: %s; %s goes on to answer", said, self.classifier.sha256[:12])
-            self.refused = said
-            self.counts.reloads["refused"] += 1
+            waiting = isinstance(error, NoFile | OtherModel)
+            if not (waiting and self.counts.waiting):
+                log.warning("%s: %s; %s goes on to answer", "waits" if waiting else "refused", said, self.short)
+            if not waiting:
+                self.counts.reloads["refused"] += 1
+            self.refused, self.counts.waiting = said, waiting
             return
-        self.refused = None
-        if classifier.sha256 != self.classifier.sha256:
-            log.warning("taken up: %s, sha256 %s", self.files.model, classifier.sha256[:12])
+        new = classifier.sha256 != self.classifier.sha256
+        if new:
             self.counts.reloads["taken_up"] += 1
-        self.classifier, self.difference = classifier, difference
+        if new or self.refused:
+            log.warning("taken up: %s, sha256 %s", self.files.model, classifier.sha256[:12])
+        self.classifier, self.refused, self.counts.waiting = classifier, None, False
+
+    @property
+    def short(self) -> str:
+        return self.classifier.sha256[:12]
 
     def about(self) -> dict[str, Any]:
         classifier, facts = self.classifier, self.classifier.facts
@@ -75,16 +85,20 @@ class Current:
             "preparation": facts.preparation,
             "dataset": facts.dataset,
             "metadata": facts.metadata,
-            "golden_difference": self.difference,
+            "golden_difference": classifier.replay.difference if classifier.replay else None,
+            "certificate": classifier.certificate.content if classifier.certificate else None,
             "refused": self.refused,
-            "metrics": self.metrics(),
+            "metrics": self.metrics(classifier),
         }
 
-    def metrics(self) -> dict[str, Any] | None:
+    def metrics(self, classifier: Classifier) -> dict[str, Any] | None:
+        """Of the report, unless a later run has written it: then it is of another model than its certificate's."""
         try:
-            return metrics(self.files.report) if self.files.report else None
+            found = metrics(self.files.report) if self.files.report else None
         except Problem:
             return None
+        proven = vars(classifier.certificate.quality) if classifier.certificate else {}
+        return found if found and all(found.get(key) == value for key, value in proven.items()) else None
 
 
 def metrics(report: Path) -> dict[str, Any]:
@@ -99,9 +113,9 @@ def metrics(report: Path) -> dict[str, Any]:
     return content
 
 
-def stamp(path: Path) -> tuple[int, int, int] | None:
+def stamp(path: Path) -> tuple[int, ...] | None:
     try:
         status = path.stat()
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino

@@ -31,7 +31,29 @@ def an_object(**properties: Any) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
+def open_object(**properties: Any) -> dict[str, Any]:
+    """That may grow."""
+    return {**an_object(**properties), "additionalProperties": True}
+
+
 TEXT, WHOLE = {"type": "string"}, {"type": "integer"}
+NUMBER = {"type": "number", "minimum": 0}
+CERTIFICATE = {
+    **open_object(
+        format=WHOLE,
+        model_sha256=TEXT,
+        weights_sha256=TEXT,
+        golden_sha256=TEXT,
+        dataset=open_object(name=TEXT, origin=TEXT, splits_sha256=TEXT),
+        quality=open_object(
+            **dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high", "min_accuracy"), NUMBER), images=WHOLE
+        ),
+        parity=open_object(configurations=WHOLE, images=WHOLE, atol=NUMBER, margin=NUMBER),
+        environment={"type": "object"},
+        sha256={"type": "string", "description": "Of all else, as canonical JSON"},
+    ),
+    "description": "What the pipeline proved of the model before it certified it",
+}
 PREDICT = answers({"$ref": "#/components/schemas/Predictions"}, 400, 408, 413, 415, 422, 503)
 MODEL = answers({"$ref": "#/components/schemas/Model"})
 HEALTH = answers(an_object(status=TEXT))
@@ -75,9 +97,14 @@ def describe(app: FastAPI, facts: Facts, limits: Limits) -> dict[str, Any]:
             dataset=TEXT,
             metadata={"type": "object", "additionalProperties": TEXT},
             golden_difference={"type": ["number", "null"]},
-            refused={"type": ["string", "null"], "description": "Why the newest file was not taken up"},
-            metrics={"type": ["object", "null"]},
+            certificate={
+                "anyOf": [{"$ref": "#/components/schemas/Certificate"}, {"type": "null"}],
+                "description": "As it stands in the file; null of a service that runs with --unproven",
+            },
+            refused={"type": ["string", "null"], "description": "Why the newest files were not taken up"},
+            metrics={"type": ["object", "null"], "description": "The report, if it is of the model that answers"},
         ),
+        "Certificate": CERTIFICATE,
     }
     return whole
 

@@ -38,6 +38,7 @@ from serve.current import Current, Files
 from serve.predict import MODEL, positive
 from serve.preparation import Pixels
 from serve.problem import BadPicture, Problem
+from serve.proof import Proof
 
 PAGE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
 HEADERS = {
@@ -199,10 +200,11 @@ class Counted:
 def main(arguments: list[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
-    golden = None if given.unproven else given.golden or given.model.with_name("golden.json")
+    beside = Proof.beside(given.model)
+    proof = Proof(given.golden or beside.golden, given.certificate or beside.certificate)
     limits = Limits(given.max_bytes, 16 * given.max_bytes, given.max_images, given.seconds)
     settings = Settings(
-        Files(given.model, golden, given.report),
+        Files(given.model, None if given.unproven else proof, given.report),
         limits,
         pixels=given.max_pixels,
         threads=given.threads,
@@ -241,7 +243,8 @@ def parser() -> argparse.ArgumentParser:
     add: Callable[..., Any] = parser.add_argument
     add("--model", type=Path, default=MODEL, help="the ONNX file; a new one in its place is taken up")
     add("--golden", type=Path, help="its golden sample; golden.json beside it unless given")
-    add("--unproven", action="store_true", help="take the model up without a golden sample")
+    add("--certificate", type=Path, help="of both; certificate.json beside the model unless given")
+    add("--unproven", action="store_true", help="take any model up, without golden sample and certificate")
     add("--report", type=Path, help="evaluate's report, shown at /model")
     add("--host", default="127.0.0.1", help="where to listen; 0.0.0.0 is every network this machine is in")
     add("--port", type=port, default=8000, help="0 takes a free one")

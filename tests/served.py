@@ -1,13 +1,15 @@
 """A real service in a process of its own, a network that knows handwritten digits, and requests."""
 
+import hashlib
 import http.client
+import inspect
 import io
 import json
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,8 @@ import numpy as np
 from conftest import ROOT, idx_bytes, write_params
 from PIL import Image
 from toys import until
+
+from stages.common.whole import write_json
 
 
 @dataclass
@@ -96,14 +100,16 @@ def answers(service: Service) -> bool:
 
 
 def learn_handwriting(folder: Path) -> Path:
-    """The model of a network that learnt scikit-learn's 1,797 handwritten digits, prepared as MNIST's were."""
+    """The proven model of a network that learnt scikit-learn's 1,797 handwritten digits, prepared as MNIST's were."""
     from sklearn.datasets import load_digits
 
     from serve.facts import Facts
     from serve.preparation import like_mnist
+    from stages.evaluate import evaluate
     from stages.export_onnx import export_onnx
     from stages.preprocess import preprocess
     from stages.train import train
+    from stages.validate_parity import validate_parity
 
     facts = Facts(tuple("0123456789"), 1, 28, 28, "mnist", "digits", {})
     digits = load_digits()
@@ -118,6 +124,7 @@ def learn_handwriting(folder: Path) -> Path:
     recipe = {
         "preprocess.validation": 0.0,
         "train.monitor": "none",
+        "train.calibrate": "none",
         "train.model": "compact",
         "train.width": 16,
         "train.stem": "whitened",
@@ -131,12 +138,47 @@ def learn_handwriting(folder: Path) -> Path:
     }
     params, splits = write_params(folder / "params.yaml", recipe), folder / "splits"
     preprocess(params=params, raw=raw, splits=splits, samples=folder / "samples.png")
-    outputs = {"weights": "weights", "history": "history", "report": "report", "environment": "environment"}
-    paths = {name: folder / file for name, file in outputs.items()}
-    train(params=params, splits=splits, checkpoints=folder / "checkpoints", **paths)
-    model, golden = folder / "model.onnx", folder / "golden.json"
-    export_onnx(params=params, weights=folder / "weights", splits=splits, model=model, golden=golden)
-    return model
+
+    def run(stage: Callable[..., None], **others: str) -> None:
+        """With files in the folder, each named as its flag but for those given."""
+        known = {"params": params, "splits": splits, "model": folder / "model.onnx", "golden": folder / "golden.json"}
+        names = [name for name, each in inspect.signature(stage).parameters.items() if each.default is each.empty]
+        stage(**{name: known.get(name, folder / others.get(name, name)) for name in names})
+
+    run(train, report="train.json")
+    run(evaluate, report="quality", mistakes="mistakes.png", tsne="tsne.png", first_nine="first_nine.png")
+    run(export_onnx)
+    run(validate_parity, report="parity.json", certificate="certificate.json")
+    return folder / "model.onnx"
+
+
+def certify(model: Path, **changes: Any) -> None:
+    """Write a certificate, as validate_parity would, of the model and the golden sample beside it as they are now.
+
+    `quality__accuracy=0.5` changes what stands there; None takes it away.
+    """
+    path = model.with_name("certificate.json")
+    content = json.loads(path.read_text())
+    hashes = {f"{name}_sha256": sha256(model.with_name(file)) for name, file in FILES.items()}
+    for name, value in {**hashes, **changes}.items():
+        *above, key = name.split("__")
+        part = content
+        for each in above:
+            part = part[each]
+        if value is None:
+            del part[key]
+        else:
+            part[key] = value
+    content.pop("sha256", None)
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    write_json(path, {**content, "sha256": hashlib.sha256(canonical.encode()).hexdigest()})
+
+
+FILES = {"model": "model.onnx", "golden": "golden.json"}
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def enlarged(image: np.ndarray) -> Image.Image:

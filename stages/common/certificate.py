@@ -77,7 +77,7 @@ def make_certificate(
     environment: dict[str, Any],
 ) -> dict[str, Any]:
     libraries = {**environment["libraries"], "onnxruntime": importlib.metadata.version("onnxruntime")}
-    return {
+    content = {
         "format": FORMAT,
         **{name: hashes[name] for name in ("model_sha256", "weights_sha256", "golden_sha256")},
         "dataset": {"name": dataset, "origin": origin, "splits_sha256": hashes["splits_sha256"]},
@@ -85,3 +85,5 @@ def make_certificate(
         "parity": parity,
         "environment": {**environment, "libraries": libraries},
     }
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return {**content, "sha256": hashlib.sha256(canonical.encode()).hexdigest()}  # of all else: a changed byte shows

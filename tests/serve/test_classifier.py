@@ -1,8 +1,10 @@
 """The library: pictures of any kind in, labels with their probabilities out."""
 
 import json
+import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,9 @@ import onnx
 import pytest
 from conftest import ROOT
 from PIL import Image
-from served import png
+from served import certify, png
 
-from serve import BadPicture, Classifier, Prediction, Problem
+from serve import BadPicture, Classifier, Prediction, Problem, Proof
 
 Tested = tuple[np.ndarray, np.ndarray]
 
@@ -135,12 +137,68 @@ def test_what_is_no_model_is_said_in_a_line(made: Path, tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
+def test_a_proven_model_has_its_certificate_and_one_that_is_not_is_refused(
+    made: Path, copied: Path, tmp_path: Path
+) -> None:
+    classifier = Classifier(copied, proven=True)
+    assert classifier.certificate
+    assert classifier.certificate.content == json.loads((made / "certificate.json").read_text())
+    assert classifier.certificate.hashes.model_sha256 == classifier.sha256
+    assert classifier.certificate.quality.accuracy >= classifier.certificate.quality.min_accuracy == 0.97
+    assert classifier.replay
+    assert (classifier.replay.images, classifier.replay.tolerance) == (10, 0.0001)
+    assert Classifier(copied).certificate is Classifier(copied).replay is None
+
+    elsewhere = Proof(made / "golden.json", made / "certificate.json")
+    for name in ("golden.json", "certificate.json"):
+        copied.with_name(name).unlink()
+        with pytest.raises(Problem, match=f"{name}: there is no such file; .*`dvc repro`"):
+            Classifier(copied, proven=True)
+        shutil.copyfile(made / name, copied.with_name(name))
+    alone = Path(shutil.copyfile(copied, tmp_path / "alone.onnx"))
+    assert Classifier(alone, proven=elsewhere).certificate == classifier.certificate
+    with pytest.raises(Problem, match="there is no such file"):
+        Classifier(alone, proven=True)
+    alone.write_bytes(alone.read_bytes() + b"\0")
+    with pytest.raises(Problem, match=r"certificate.json: does not certify .*alone.onnx"):
+        Classifier(alone, proven=elsewhere)
+
+
+BROKEN_GOLDEN = [
+    (b"{", "is none"),
+    (b'{"cases": []}', "is none"),
+    (b'{"cases": [], "tolerance": 1, "image_shape": [1, 28, 28]}', "is of another model"),
+    (b"[" * 100_000, "is none"),
+]
+
+
+@pytest.mark.parametrize(("data", "said"), BROKEN_GOLDEN, ids=["half", "no shape", "empty", "deep"])
+def test_a_golden_sample_that_is_none_is_refused_although_it_is_certified(copied: Path, data: bytes, said: str) -> None:
+    copied.with_name("golden.json").write_bytes(data)
+    certify(copied)
+    with pytest.raises(Problem, match=f"the golden sample of .* {said}") as error:
+        Classifier(copied, proven=True)
+    assert "\n" not in str(error.value)
+
+
+def test_threads_that_wait_do_not_spin(made: Path, tested: Tested) -> None:
+    """They would take a core from what else runs on the machine."""
+    classifier, images = Classifier(made / "model.onnx", threads=2), tested[0][:64]
+    classifier.run(images)
+    began = time.process_time()
+    for _ in range(20):
+        classifier.run(images)
+        time.sleep(0.02)  # a thread that spins does so for several of them
+    assert time.process_time() - began < 0.1
+
+
 def test_library_and_command_import_nothing_but_onnxruntime_numpy_and_pillow(made: Path, tmp_path: Path) -> None:
     """What is imported at run time, after a prediction."""
     (tmp_path / "x.png").write_bytes(png(np.eye(28) > 0))
     program = f"""
 import json, sys
-from serve import predict
+from serve import predict, verify
+assert verify.main([{str(made / "model.onnx")!r}]) == 0
 predict.main([{str(tmp_path / "x.png")!r}, "--model", {str(made / "model.onnx")!r}])
 print(json.dumps(sorted({{name.split(".")[0] for name in sys.modules}})))
 """

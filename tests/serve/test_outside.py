@@ -46,6 +46,7 @@ def test_library_and_command_work_where_nothing_else_is(alone: Path, made: Path,
     line = run(python, "-m", "serve.predict", "one.png", "--json", "--model", made / "model.onnx", cwd=tmp_path)
     program = f"from serve import Classifier; print(Classifier({str(made / 'model.onnx')!r}).predict('one.png').label)"
     assert run(python, "-c", program, cwd=tmp_path).strip() == json.loads(line)["label"]
+    assert "is proven" in run(python, "-m", "serve.verify", made / "model.onnx", cwd=tmp_path)
     assert (
         "needs"
         in subprocess.run(

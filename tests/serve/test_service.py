@@ -58,6 +58,7 @@ def test_what_is_known_of_the_model_is_shown(service: Service, made: Path) -> No
     assert about["metadata"]["weights_sha256"]
     assert about["metrics"] == json.loads((made / "evaluate.json").read_text())
     assert 0 <= about["golden_difference"] < 1e-4
+    assert about["certificate"] == json.loads((made / "certificate.json").read_text())
     assert about["refused"] is None
 
 
@@ -149,6 +150,12 @@ def test_its_own_description_is_of_the_model_that_answers(service: Service) -> N
     assert (rows["minItems"], rows["items"]["maxItems"]) == (28, 28)
     prediction = described["components"]["schemas"]["Predictions"]["properties"]["predictions"]["items"]
     assert prediction["properties"]["label"]["enum"] == list("0123456789")
+    model, certificate = (described["components"]["schemas"][name]["properties"] for name in ("Model", "Certificate"))
+    about = service.ask("/model").json
+    assert set(model) == set(about)
+    assert list(certificate) == list(about["certificate"])
+    for part in ("dataset", "quality", "parity"):
+        assert set(certificate[part]["properties"]) == set(about["certificate"][part])
     example = post["requestBody"]["content"]["application/json"]["example"]
     assert service.predict(json.dumps(example).encode(), "application/json").status == 200
 
@@ -232,11 +239,14 @@ def test_what_cannot_be_begun_is_said_in_a_line(made: Path, service: Service, co
     cases = [
         (("--model", "no.onnx"), "no.onnx: there is no such file"),
         ((*model, "--port", taken), f"cannot listen at 127.0.0.1:{taken}"),
-        ((*model, "--golden", "no.json"), "no.json: missing"),
+        ((*model, "--golden", "no.json"), "no.json: there is no such file"),
+        ((*model, "--certificate", "no.json"), "no.json: there is no such file"),
+        ((*model, "--golden", str(made / "evaluate.json")), "does not certify"),
+        (("--model", "."), "cannot be read"),
         ((*model, "--report", "no.json"), "no.json: cannot be read"),
     ]
-    copied.with_name("golden.json").unlink()
-    cases.append((("--model", str(copied)), "missing; export_onnx writes it"))
+    copied.with_name("certificate.json").unlink()
+    cases.append((("--model", str(copied)), "certificate.json: there is no such file; a certificate proves a model"))
     for flags, said in cases:
         done = started(*flags)
         assert (done.returncode, done.stdout) == (2, "")
@@ -245,6 +255,11 @@ def test_what_cannot_be_begun_is_said_in_a_line(made: Path, service: Service, co
     assert started(*model, "--port", "99999").returncode == 2
     with running(tmp_path, copied, "--unproven") as one:
         assert one.ask("/model").json["golden_difference"] is None
+        assert one.ask("/model").json["certificate"] is None
+    certificate, golden = str(made / "certificate.json"), str(made / "golden.json")
+    copied.with_name("golden.json").unlink()
+    with running(tmp_path, copied, "--certificate", certificate, "--golden", golden) as one:
+        assert one.ask("/model").json["certificate"]
 
 
 def test_it_listens_on_loopback_and_ends_at_once_when_told(made: Path, tmp_path: Path) -> None:
