@@ -45,10 +45,12 @@ async def check_lock(root: Path, dag: Dag) -> None:
 
 
 def committed_lock(root: Path) -> str:
-    """dvc.lock in the last commit; nothing where there is no such file, commit or repository."""
-    done = subprocess.run(
-        ["git", "show", "HEAD:./dvc.lock"], cwd=root, env=environment(), capture_output=True, check=False
-    )
+    """dvc.lock in the last commit; nothing where there is no such file, commit or repository, or no git."""
+    command = ["git", "show", "HEAD:./dvc.lock"]
+    try:
+        done = subprocess.run(command, cwd=root, env=environment(), capture_output=True, check=False)
+    except FileNotFoundError:
+        return ""
     return "" if done.returncode else done.stdout.decode(errors="surrogateescape")
 
 

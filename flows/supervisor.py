@@ -1,6 +1,7 @@
 """A program that runs a command in a process group of its own, and ends the whole group when its own input closes.
 
 Whoever starts it holds the other end of that input and writes nothing: however the holder ends, the system closes it.
+DVC is not ended while it writes dvc.lock: that must also hold when nobody else is left to see to it.
 """
 
 import contextlib

@@ -13,6 +13,8 @@ from typing import Any
 
 import psutil
 import pytest
+from prefect import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from repositories import commit, dvc, environment
 from toys import ask, free_port, new_toy, prefect_server, task_runs, trace, until, until_none_is_left
 
@@ -279,9 +281,10 @@ def test_of_many_runs_asked_for_at_once_the_limit_run_and_the_others_wait_their_
         made, before = deployments(server)["on-demand"], len(runs_of(server, "on-demand"))
         assert made["global_concurrency_limit"]["limit"] == 2
         assert made["concurrency_options"]["collision_strategy"] == "ENQUEUE"
-        for number in range(5):
-            text = {"quick": {"text": f"run {number}"}}  # each runs anew
-            ask(server, f"deployments/{made['id']}/create_flow_run", parameters={"where": "clone", "params": text})
+        with temporary_settings({PREFECT_API_URL: server}), get_client(sync_client=True) as client:
+            for number in range(5):
+                params = {"quick": {"text": f"run {number}"}}  # each runs anew
+                client.create_flow_run_from_deployment(made["id"], parameters={"where": "clone", "params": params})
         runs = until(
             lambda: (
                 len(found := runs_of(server, "on-demand")[before:]) == 5
