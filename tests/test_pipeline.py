@@ -39,13 +39,15 @@ def test_a_train_param_reruns_train_and_what_follows_and_shows_in_every_diff(pro
     assert "evaluate.json" in dvc(project, "metrics", "diff", "--all").stdout
     page = project / "dvc_plots" / "index.html"
     dvc(project, "plots", "diff", "HEAD")
-    for title in ("Loss while training", "Confusion", "Accuracy by class", "Reliability", "Parity"):
+    for title in ("Loss while training", "Confusion", "Accuracy by class", "Reliability"):
         assert title in page.read_text()
 
 
-def test_an_evaluate_param_reruns_evaluate_alone(project: Path) -> None:
+def test_an_evaluate_param_reruns_evaluate_and_what_certifies_it(project: Path) -> None:
     set_param(project / "params.yaml", "evaluate.min_accuracy", 0.4)
-    assert ran(dvc(project, "repro")) == ["evaluate"]
+    assert ran(dvc(project, "repro")) == ["evaluate", "validate_parity"]
+    certificate = json.loads((project / "data/model/certificate.json").read_text())
+    assert certificate["quality"]["min_accuracy"] == 0.4
 
 
 def test_the_gate_fails_after_the_report_is_written_and_the_rest_is_untouched(project: Path) -> None:
@@ -123,6 +125,7 @@ def test_the_dag_is_drawn(project: Path) -> None:
         ("download", "preprocess"),
         *(("preprocess", after) for after in STAGES[2:]),
         *(("train", after) for after in STAGES[3:]),
+        ("evaluate", "validate_parity"),
         ("export_onnx", "validate_parity"),
     }
     assert (

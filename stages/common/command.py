@@ -11,7 +11,7 @@ import psutil
 from cyclopts import App
 
 from stages.common.inputs import changed_source
-from stages.common.params import changed_params
+from stages.common.params import changed_params, sections_read
 from stages.common.problem import Problem
 
 RESTORE = "If DVC removed this stage's former outputs, `dvc checkout` and `git checkout` bring them back."
@@ -21,6 +21,7 @@ def run(stage: Callable[..., None]) -> NoReturn:
     """Run the stage with the command line's flags and exit: 0 when done, a problem's status, or 130 for Ctrl-C."""
     if "DVC_STAGE" in os.environ or "RANK" in os.environ:  # a stage that a person started may outlive its shell
         end_when_orphaned()
+    sections_read.clear()
     app = App(
         name=f"python -m stages.{stage.__name__}",
         default_command=stage,

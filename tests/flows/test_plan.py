@@ -111,7 +111,7 @@ def test_of_many_changes_the_first_are_named_and_the_others_counted(done: Path) 
     graph["stages"]["join"]["cmd"] += " make.txt"
     (done / "dvc.yaml").write_text(json.dumps(graph))
     found = plan(done, "-S", "left.text=a", "-S", "left.seconds=1.0", "-S", "left.status=2")
-    assert found["left"] == ("params left.text left -> a, left.seconds 0.0 -> 1.0, left.status 0 -> 2 and 2 more")
+    assert found["left"] == ("params left.text left -> a, left.seconds 0.0 -> 1.0, left.status 0 -> 2 and 3 more")
     assert found["join"] == "its command changed"
 
 
