@@ -25,9 +25,9 @@ from benchmarks.published import PUBLISHED, train
 from stages.common.splits import read_about, read_images, read_labels
 from stages.common.weights import read_weights
 
-OURS = ("quick", "standard", "strong", "record")
+OURS = ("quick", "standard", "native", "strong", "record")
 # Seeds by default; `record` takes long, and is measured when it is named.
-SEEDS = {"quick": 5, "standard": 5, "strong": 5, "record": 0}
+SEEDS = {"quick": 5, "standard": 5, "native": 5, "strong": 5, "record": 0}
 UNTIL = 0.99  # reference A goes on after its three epochs until it first reaches this
 LONG = {"pytorch_examples": 1}  # epochs that are run of more, and extrapolated
 
@@ -155,7 +155,8 @@ def settings(name: str) -> Any:
     if name in PUBLISHED:
         return PUBLISHED[name].epochs
     params = overridden(name)
-    return {"train": params["train"] | {"seed": None}, "validation": params["preprocess"]["validation"]}
+    arithmetic, validation = params["machine"]["arithmetic"], params["preprocess"]["validation"]
+    return {"train": params["train"] | {"seed": None}, "validation": validation, "arithmetic": arithmetic}
 
 
 def flops(network: torch.nn.Module) -> int:

@@ -1,6 +1,7 @@
 """The benchmark of trainings: a table of what was measured, and nothing is measured twice."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 from conftest import write_raw
 from PIL import Image
 from repositories import new_project, run
+
+from flows.param_file import set_param
 
 pytestmark = [pytest.mark.slow, pytest.mark.ci]
 
@@ -74,3 +77,18 @@ def test_without_mnist_it_says_where_to_get_it(project: Path) -> None:
     source.write_text(content)
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert "make run DATASET=mnist" in done.stderr
+
+
+def test_portable_and_native_arithmetic_are_measured_in_turn_and_side_by_side(project: Path, tmp_path: Path) -> None:
+    for name, value in {"train.min_steps": 20, "train.epochs": 0, "train.batch": 32, "machine.threads": 1}.items():
+        set_param(project / "params.yaml", name, value)
+    paths = ["--raw", "data/raw", "--splits", "data/splits", "--samples", str(tmp_path / "samples.png")]
+    run(project, sys.executable, "-m", "stages.preprocess", "--params", "params.yaml", *paths)
+    lines = run(project, sys.executable, "-m", "benchmarks.arithmetic", "--rounds", "1").stdout.splitlines()
+    heads = [line for line in lines if not line.startswith(" ")]
+    assert [head.split(":")[0] for head in heads] == [
+        "portable or native",
+        "alone, by how threads wait",
+        "two side by side, by how threads wait",
+    ]
+    assert all(re.search(r" [\d.]+ s, .* [\d.]+ s, ratio [\d.]+$", head) for head in heads)
