@@ -71,7 +71,7 @@ def start(folder: Path, number: int, environment: Mapping[str, str]) -> subproce
     known = ["--params", str(folder / "params.yaml"), "--splits", str(ROOT / "data" / "splits")]
     command = [sys.executable, "-m", "stages.train", *known, *flags]
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 

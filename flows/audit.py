@@ -59,7 +59,7 @@ async def audited(root: Path, tolerance: float) -> tuple[State[Any], str]:
     here = read_machine(root)
     changes = machine_changes(machine, here)
     if not changes:
-        where = begins(root, differ, traces)
+        where = locate_difference(root, differ, traces)
         return Failed(message=f"Bytes differ from those of dvc.lock: {', '.join(differ)}; {where}"), report
     traces = read_traces(root)
     second = await anew(root)
@@ -67,7 +67,7 @@ async def audited(root: Path, tolerance: float) -> tuple[State[Any], str]:
     far = list(beyond(metrics, read_metrics(root), tolerance))
     where = f"on another machine than the recorded one ({', '.join(changes)})"
     if unequal:
-        begun = begins(root, unequal, traces)
+        begun = locate_difference(root, unequal, traces)
         return Failed(message=f"Two runs differ from each other, {where}: {', '.join(unequal)}; {begun}"), report
     if far:
         return Failed(message=f"Metrics are more than {tolerance:g} away, {where}: {', '.join(far)}"), report
@@ -85,26 +85,28 @@ def machine_changes(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> lis
     ]
 
 
-def begins(root: Path, differ: list[str], before: Mapping[str, Trace]) -> str:
-    """Where the difference began: the first stage that made another output, and in it the first step and tensor."""
-    name, stage = next((name, stage) for name, stage in read_dag(root).stages.items() if set(stage.outs) & set(differ))
+def locate_difference(root: Path, differ: list[str], before: Mapping[str, Trace]) -> str:
+    """The first stage that made another output, and in its trace the steps and the tensors."""
     after = read_traces(root)
-    for path in stage.outs:
-        if path in before and path in after and (found := first_difference(before[path], after[path])):
-            return f"it begins in {name}, {found}"
-    return f"it begins in {name}"
+    for name, stage in read_dag(root).stages.items():
+        if set(stage.outs) & set(differ):
+            found = (
+                first_difference(before[path], after[path]) for path in stage.outs if path in before and path in after
+            )
+            return ", ".join([f"it begins in {name}", *filter(None, found)])
+    return "no stage of dvc.yaml makes them"
 
 
 def first_difference(before: Trace, after: Trace) -> str:
-    """The first row of two traces that differs, by its step, and the first tensor in it."""
+    """The first row of two traces that differs: its step, and which tensors."""
     equal = ""
     for old, new in zip(before, after, strict=False):
-        columns = [column for column in {**old, **new} if old.get(column) != new.get(column)]
-        if columns == [] or old.get("step") != new.get("step"):
-            equal = old.get("step", "")
-            continue
-        since = f" (equal after step {equal})" if equal else ""
-        return f"after step {old['step']}{since}, first in the tensor {columns[0]}"
+        if old.keys() != new.keys() or old["step"] != new["step"]:
+            return "whose traces are of other networks or steps"
+        if columns := [column for column in old if old[column] != new[column]]:
+            when = f"between steps {equal} and {old['step']}" if equal else "before the first step"
+            return f"{when}: {len(columns)} of {len(old) - 1} tensors differ, the first in the network is {columns[0]}"
+        equal = old["step"]
     return ""
 
 

@@ -65,13 +65,13 @@ async def lock_is_free(root: Path, wait: Callable[[str], None] | None) -> None:
 @asynccontextmanager
 async def quiet(root: Path) -> AsyncIterator[None]:
     """While no DVC command writes in ROOT: DVC rewrites dvc.lock in place, and holds its own lock meanwhile."""
-    with (temporary(root) / "lock").open("a") as lock:
+    with (dvc_tmp_dir(root) / "lock").open("a") as lock:
         while not taken(lock):
             await asyncio.sleep(0.05)
         yield
 
 
-def temporary(root: Path) -> Path:
+def dvc_tmp_dir(root: Path) -> Path:
     """DVC's folder for locks and the like."""
     if not (root / ".dvc").is_dir():
         raise Problem(f"{root}: not a DVC project: run `dvc init` in it, or a clone of the project")

@@ -22,7 +22,7 @@ from ruamel.yaml.error import YAMLError
 from flows.dag import read_dag
 from flows.dvc import dvc
 from flows.environment import overrides, run
-from flows.lock_file import mend_lock
+from flows.lock_file import repair_lockfile
 from flows.param_file import changed, parsed
 from flows.parameters import check
 from flows.problem import Problem
@@ -51,7 +51,7 @@ async def sweep(
     log, turn = get_run_logger(), asyncio.Semaphore(limit)
     try:
         points = chosen(names or [], grid or {})
-        await mend_lock(ROOT, read_dag(ROOT), log.info)
+        await repair_lockfile(ROOT, read_dag(ROOT), log.info)
         for params in points.values():
             await check(ROOT, changed(ROOT / "params.yaml", params), sorted({name.split(".")[0] for name in params}))
     except Problem as problem:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flows.dag import read_dag
 from flows.environment import run
-from flows.lock_file import mend_lock
+from flows.lock_file import repair_lockfile
 from flows.param_file import get_param, set_param
 from flows.pipeline import pipeline
 from flows.server import serve
@@ -22,7 +22,7 @@ BACK = "back to MNIST, with a network or LOCKSTEP_MIRROR: make run DATASET=mnist
 def front_door(dataset: str = "") -> None:
     """Run the pipeline on DATASET, or on what params.yaml names, or on the embedded digits if no mirror answers."""
     server = serve()  # it starts while the data set is chosen
-    asyncio.run(mend_lock(ROOT, read_dag(ROOT), print))
+    asyncio.run(repair_lockfile(ROOT, read_dag(ROOT), print))
     note = choose(ROOT, dataset)
     print(f"{note}\n", flush=True)
     status = run_here(pipeline, server)

@@ -14,34 +14,34 @@ from flows.environment import environment
 from flows.plan import lock_entries, split_entries, write_lock
 from flows.problem import Problem
 
-HOW = "a DVC command was ended while it wrote it"
+HOW = "a DVC command was killed while it wrote it"
 Lock = tuple[str, dict[str, str]]  # what stands above the stages, and each of them
 
 
-async def mend_lock(root: Path, dag: Dag, say: Callable[[str], None]) -> None:
+async def repair_lockfile(root: Path, dag: Dag, say: Callable[[str], None]) -> None:
     """Where dvc.lock is cut, keep its whole entries, take the others from the last commit, and say so in one line."""
     await lock_is_free(root, say)
     async with quiet(root):
         former, present = split_entries(committed_lock(root)), lock_entries(root)
-        if not (what := cut(root, present, former, dag)):
+        if not (what := find_truncation(root, present, former, dag)):
             return
-        if not former[1] or damage(former, former, dag):
+        if not former[1] or describe_truncation(former, former, dag):
             raise Problem(
                 f"dvc.lock {what}: {HOW}, and no commit has a whole one: delete it and run again: "
                 "DVC's run cache brings back what ran here"
             )
         kept = dict([*present[1].items()][:-1])
-        write_lock(root, "".join([former[0], *{**kept, **lost(kept, former)}.values()]))
-    source = "the entries before are kept, the others are" if kept else "it is now"
-    say(f"dvc.lock {what}: {HOW}; mended: {source} the last commit's; what ran since is in DVC's run cache")
+        write_lock(root, "".join([former[0], *{**kept, **missing_entries(kept, former)}.values()]))
+    source = "kept the entries before, took the others" if kept else "took it"
+    say(f"dvc.lock {what}: {HOW}; repaired: {source} from the last commit; what ran since is in DVC's run cache")
 
 
-async def check_lock(root: Path, dag: Dag) -> None:
+async def check_lockfile(root: Path, dag: Dag) -> None:
     """Refuse a dvc.lock that is cut, and change nothing."""
     async with quiet(root):
-        what = cut(root, lock_entries(root), split_entries(committed_lock(root)), dag)
+        what = find_truncation(root, lock_entries(root), split_entries(committed_lock(root)), dag)
     if what:
-        raise Problem(f"dvc.lock {what}: {HOW}: run without --plan, which mends it, or `git checkout dvc.lock`")
+        raise Problem(f"dvc.lock {what}: {HOW}: run without --plan, which repairs it, or `git checkout dvc.lock`")
 
 
 def committed_lock(root: Path) -> str:
@@ -54,46 +54,46 @@ def committed_lock(root: Path) -> str:
     return "" if done.returncode else done.stdout.decode(errors="surrogateescape")
 
 
-def lost(present: Mapping[str, str], former: Lock) -> dict[str, str]:
+def missing_entries(present: Mapping[str, str], former: Lock) -> dict[str, str]:
     """The last commit's entries that are not in dvc.lock."""
     return {name: entry for name, entry in former[1].items() if name not in present}
 
 
-def cut(root: Path, present: Lock, former: Lock, dag: Dag) -> str:
+def find_truncation(root: Path, present: Lock, former: Lock, dag: Dag) -> str:
     """What is wrong with dvc.lock; nothing where it is whole, or not there."""
-    return damage(present, former, dag) if (root / "dvc.lock").exists() else ""
+    return describe_truncation(present, former, dag) if (root / "dvc.lock").exists() else ""
 
 
-def damage(present: Lock, former: Lock, dag: Dag) -> str:
+def describe_truncation(present: Lock, former: Lock, dag: Dag) -> str:
     """In which way the text ends too early. DVC writes it from first to last: at most the last entry is not whole."""
     head, entries = present
     if not entries:
         return "ends before its first stage" if head.strip("\0 \n") else "is empty"
     name, entry = [*entries.items()][-1]
-    if any("\n<<<<<<< " in text for text in entries.values()) or whole(entry, name, former, dag):
+    if any("\n<<<<<<< " in text for text in entries.values()) or entry_is_complete(entry, name, former, dag):
         return ""  # a failed merge is a person's to mend
     return f"ends in the middle of {name}"
 
 
-def whole(entry: str, name: str, former: Lock, dag: Dag) -> bool:
+def entry_is_complete(entry: str, name: str, former: Lock, dag: Dag) -> bool:
     """Whether the entry of a stage has all its outs with their hashes: they stand last in it."""
-    outs = outs_of(entry, name)
+    outs = parse_outs(entry, name)
     if outs is None or not entry.endswith("\n"):
         return False
     wanted = {*dag.stages[name].outs} if name in dag.stages else set()
-    known = outs_of(former[1].get(name, ""), name) or {}
+    known = parse_outs(former[1].get(name, ""), name) or {}
     if (wanted and not outs) or wanted & known.keys() - outs.keys():
         return False
-    return all(complete(out, known.get(path, {})) for path, out in outs.items())
+    return all(out_is_complete(out, known.get(path, {})) for path, out in outs.items())
 
 
-def complete(out: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
+def out_is_complete(out: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
     """Whether an out has its hash, and what follows it in the last commit."""
     after = {"size", "nfiles"} if str(out.get("md5")).endswith(".dir") else {"size"}
     return bool(out.keys() - {"path", "hash"}) and not after & known.keys() - out.keys()
 
 
-def outs_of(entry: str, name: str) -> dict[str, dict[str, Any]] | None:
+def parse_outs(entry: str, name: str) -> dict[str, dict[str, Any]] | None:
     """The outs of an entry by their paths; None if that is not an entry."""
     try:
         content = YAML(typ="safe", pure=True).load(entry)[name]

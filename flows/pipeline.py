@@ -20,7 +20,7 @@ from prefect.states import Cancelled, Completed, Failed
 
 from flows.dag import Dag, Stage, read_dag, select
 from flows.dvc import dvc
-from flows.lock_file import check_lock, committed_lock, lost, mend_lock
+from flows.lock_file import check_lockfile, committed_lock, missing_entries, repair_lockfile
 from flows.param_file import changed, flat, parsed, read_params, write_params
 from flows.parameters import check, overrides, stage_names
 from flows.plan import (
@@ -92,7 +92,7 @@ async def run_stages(
 ) -> tuple[list[Row], Path]:
     """Plan, check, and run each stage in its task as soon as those before it have ended; where the outputs are."""
     log, dag = get_run_logger(), read_dag(root)
-    await mend_lock(root, dag, log.info)
+    await repair_lockfile(root, dag, log.info)
     plan = await checked_plan(root, dag, select(dag, only, first), force, changes, log.info)
     if changes:
         write_params(root / "params.yaml", changed(root / "params.yaml", changes))
@@ -135,7 +135,7 @@ async def checked_plan(
         await reading()
         return Plan(dict.fromkeys(selected, "forced"))
     recorded, status = await asyncio.gather(reading(), dvc_status(root, wait))
-    gone = lost(recorded, split_entries(committed_lock(root))) if recorded else ()
+    gone = missing_entries(recorded, split_entries(committed_lock(root))) if recorded else ()
     return make_plan(dag, selected, status, recorded, params, gone)
 
 
@@ -280,7 +280,7 @@ def command(
     if plan:
         if where != "tree" or commit_to:
             raise Problem("--plan looks at the project's folder and runs nothing: leave --where and --commit-to out")
-        asyncio.run(check_lock(ROOT, dag))
+        asyncio.run(check_lockfile(ROOT, dag))
         print(asyncio.run(checked_plan(ROOT, dag, chosen, force, changes, print)))
         return
     status = run_here(

@@ -16,7 +16,7 @@ from flows.dvc import dvc, quiet
 from flows.param_file import flat
 from flows.problem import Problem
 
-LOST = "dvc.lock does not have it, the last commit's does"
+LOST = "missing from dvc.lock, present in the last commit's"
 NAMED = 3  # changes of a kind that are named; of more, their number is
 Entry = Mapping[str, Any]  # a stage in dvc.lock
 
@@ -157,7 +157,7 @@ def split_entries(text: str) -> tuple[str, dict[str, str]]:
 
 def write_lock(root: Path, text: str) -> None:
     beside = root / ".dvc.lock.partial"
-    beside.write_text(text, encoding="utf-8")
+    beside.write_text(text, encoding="utf-8", errors="surrogateescape")
     beside.replace(root / "dvc.lock")
 
 

@@ -59,7 +59,7 @@ async def follow(
                     kept.append(line)
                     if say:
                         say(line)
-            await exited(process)
+            await wait_exit(process)
     except TimeoutError:
         timed_out = True
     finally:
@@ -83,10 +83,10 @@ async def drained(process: subprocess.Popen[bytes], output: asyncio.StreamReader
     """Whoever still writes must not be kept from ending by a full pipe."""
     while await output.read(65536):
         pass
-    return await exited(process)
+    return await wait_exit(process)
 
 
-async def exited(process: subprocess.Popen[bytes]) -> int:
+async def wait_exit(process: subprocess.Popen[bytes]) -> int:
     while (status := process.poll()) is None:
         await asyncio.sleep(0.01)
     return status

@@ -2,9 +2,11 @@
 
 import asyncio
 import base64
+import hashlib
 import html
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,14 +47,14 @@ class Row:
 
     def __str__(self) -> str:
         took = "" if self.seconds is None else f" after {self.seconds:.1f} s"
-        return f"{self.stage:<16}  {self.state}{took}: {gist(self.reason)}"
+        return f"{self.stage:<16}  {self.state}{took}: {last_error_line(self.reason)}"
 
 
 def row(stage: str, state: State[Any], seconds: float | None) -> Row:
     return Row(stage, state.name or "", state.message or "", state.is_completed(), seconds)
 
 
-def gist(reason: str) -> str:
+def last_error_line(reason: str) -> str:
     """Its last line that says what happened: of a failed stage's output its own error, and not what DVC makes of it."""
     lines = [line.strip() for line in reason.splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(HINTS) and not re.search(EXITED, line)]
@@ -172,24 +174,30 @@ def result(root: Path) -> dict[str, str]:
     if not all(file.exists() for file in files):
         return {}
     quality, parity = map(load, files[:2])
+    certificate = certificate_of(root, dag, model)
+    verdict = "not proven of this file" if parity["same"] else "FAILED"
     return {
         "data set": get_param(root / "params.yaml", "download.dataset"),
         "accuracy": (
             f"{quality['accuracy']:.2%} on {quality['images']:,} test images "
             f"(95 % interval {quality['accuracy_low']:.2%} to {quality['accuracy_high']:.2%})"
         ),
-        "parity": (
-            f"{'proven' if parity['same'] else 'FAILED'}: {parity['configurations']} configurations, "
-            f"each on up to {parity['images']:,} images, within {parity['atol']:g}"
-        ),
-        "ONNX file": f"{model} ({(root / model).stat().st_size:,} bytes), {certified(root, dag)}",
+        "parity": f"{'proven' if certificate else verdict}: {parity_words(parity)}",
+        "ONNX file": f"{model} ({(root / model).stat().st_size:,} bytes), {certificate or 'not certified'}",
     }
 
 
-def certified(root: Path, dag: Dag) -> str:
-    """Whether validate_parity wrote its certificate, without which nothing consumes the file."""
+def parity_words(parity: Mapping[str, Any]) -> str:
+    images = f"each on up to {parity['images']:,} images"
+    return f"{parity['configurations']} configurations, {images}, within {parity['atol']:g}"
+
+
+def certificate_of(root: Path, dag: Dag, model: str) -> str:
+    """Where the certificate of the ONNX file is; empty if there is none, or one that names another file."""
+    found = hashlib.sha256((root / model).read_bytes()).hexdigest()
     outs = [out for out in dag.stages["validate_parity"].outs if Path(out).stem == "certificate"]
-    return next((f"certified in {out}" for out in outs if (root / out).exists()), "not certified")
+    named = [out for out in outs if (root / out).exists() and load(root / out).get("model_sha256") == found]
+    return "".join(f"certified in {out}" for out in named)
 
 
 def load(path: Path) -> dict[str, Any]:

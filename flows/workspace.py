@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from flows.dvc import dvc, taken, temporary
+from flows.dvc import dvc, dvc_tmp_dir, taken
 from flows.problem import Problem
 from flows.process import Ended, follow
 
@@ -64,7 +64,7 @@ async def scratch(home: Path, say: Callable[[str], None]) -> AsyncIterator[Path]
 @asynccontextmanager
 async def alone(home: Path, say: Callable[[str], None]) -> AsyncIterator[None]:
     """While no other run works in the project's folder: they share params.yaml."""
-    with (temporary(home) / "lockstep.lock").open("w") as lock:
+    with (dvc_tmp_dir(home) / "lockstep.lock").open("w") as lock:
         told = False
         while not taken(lock):
             if not told:
@@ -114,7 +114,7 @@ def place(home: Path) -> Iterator[Path]:
     (folder := clones(home)).mkdir(exist_ok=True)
     remove_left(home)
     for number in itertools.count(1):
-        with own(folder / str(number)) as free:
+        with claim_folder(folder / str(number)) as free:
             if free:
                 yield folder / str(number)
                 return
@@ -123,16 +123,16 @@ def place(home: Path) -> Iterator[Path]:
 def remove_left(home: Path) -> None:
     """Remove the clones that killed runs left: those that nobody holds."""
     for path in clones(home).glob("*[0-9]"):
-        with own(path):
+        with claim_folder(path):
             pass
 
 
 def clones(home: Path) -> Path:
-    return temporary(home) / "clones"
+    return dvc_tmp_dir(home) / "clones"
 
 
 @contextmanager
-def own(path: Path) -> Iterator[bool]:
+def claim_folder(path: Path) -> Iterator[bool]:
     """Whether no other run holds the folder; if so, it is removed first and last. Its lock stays: others may wait."""
     with path.with_name(f"{path.name}.lock").open("w") as lock:
         if free := taken(lock):

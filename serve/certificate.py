@@ -81,7 +81,7 @@ def read_certificate(data: bytes, name: str) -> Certificate:
         )
         if not isinstance(certificate.environment, dict):
             raise ValueError("its environment is no object")
-        whole = hash_content(content) == certificate.hashes.sha256 and data == as_written(content)
+        whole = hash_content(content) == certificate.hashes.sha256 and data == serialize_certificate(content)
     except KeyError as error:
         raise Problem(f"{name}: not a certificate (it lacks {error}); {AGAIN}") from None
     except (ValueError, RecursionError) as error:
@@ -122,7 +122,7 @@ def hash_content(content: dict[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def as_written(content: dict[str, Any]) -> bytes:
+def serialize_certificate(content: dict[str, Any]) -> bytes:
     """A parser overlooks white space and a key that comes twice."""
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 

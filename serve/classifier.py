@@ -67,7 +67,7 @@ class Classifier:
         self.name = str(path)
         self.batch, self.pixels = batch, pixels
         data = read_file(Path(path), "`dvc repro` or `dvc pull` makes data/model/model.onnx")
-        proof = Proof.beside(Path(path)) if proven is True else proven
+        proof = Proof.next_to(Path(path)) if proven is True else proven
         evidence = proof.read(data, self.name) if proof else None
         self.sha256 = hashlib.sha256(data).hexdigest()
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

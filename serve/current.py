@@ -9,7 +9,7 @@ from typing import Any
 
 from serve.classifier import Classifier
 from serve.counts import Counts
-from serve.problem import NoFile, OtherModel, Problem
+from serve.problem import FileMissingError, HashMismatchError, Problem
 from serve.proof import Proof
 
 log = logging.getLogger("lockstep")
@@ -53,12 +53,12 @@ class Current:
                 await asyncio.to_thread(self.take_up)
 
     def take_up(self) -> None:
-        """While a run replaces the files one by one, or if it failed, they are no whole: that is waited for."""
+        """Missing files, or files of different models, mean that a run still writes, or failed: keep the old."""
         try:
             classifier = self.load()
         except Exception as error:
             said = str(error) if isinstance(error, Problem) else repr(error)
-            waiting = isinstance(error, NoFile | OtherModel)
+            waiting = isinstance(error, FileMissingError | HashMismatchError)
             if not (waiting and self.counts.waiting):
                 log.warning("%s: %s; %s goes on to answer", "waits" if waiting else "refused", said, self.short)
             if not waiting:

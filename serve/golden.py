@@ -28,7 +28,7 @@ def replay(data: bytes, classifier: "Classifier") -> Replay:
         wanted = [np.array([case[key] for case in cases], np.float32) for key in ("logits", "probabilities")]
         predicted = [case["predicted"] for case in cases]
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise Problem(f"{name}: is none ({error}); run `dvc repro -f export_onnx`") from None
+        raise Problem(f"{name}: is not a golden sample ({error}); run `dvc repro -f export_onnx`") from None
     facts = classifier.facts
     if not cases or shape != facts.shape or any(one.shape != (len(cases), len(facts.classes)) for one in wanted):
         raise Problem(f"{name}: is of another model: images of {shape}, where it takes {facts.shape}; run `dvc repro`")

@@ -31,24 +31,24 @@ def an_object(**properties: Any) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-def open_object(**properties: Any) -> dict[str, Any]:
-    """That may grow."""
+def extensible_object(**properties: Any) -> dict[str, Any]:
+    """Allows additional properties."""
     return {**an_object(**properties), "additionalProperties": True}
 
 
 TEXT, WHOLE = {"type": "string"}, {"type": "integer"}
 NUMBER = {"type": "number", "minimum": 0}
 CERTIFICATE = {
-    **open_object(
+    **extensible_object(
         format=WHOLE,
         model_sha256=TEXT,
         weights_sha256=TEXT,
         golden_sha256=TEXT,
-        dataset=open_object(name=TEXT, origin=TEXT, splits_sha256=TEXT),
-        quality=open_object(
+        dataset=extensible_object(name=TEXT, origin=TEXT, splits_sha256=TEXT),
+        quality=extensible_object(
             **dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high", "min_accuracy"), NUMBER), images=WHOLE
         ),
-        parity=open_object(configurations=WHOLE, images=WHOLE, atol=NUMBER, margin=NUMBER),
+        parity=extensible_object(configurations=WHOLE, images=WHOLE, atol=NUMBER, margin=NUMBER),
         environment={"type": "object"},
         sha256={"type": "string", "description": "Of all else, as canonical JSON"},
     ),

@@ -9,9 +9,9 @@ class BadPicture(Problem):
     """Not a picture, or one that the network cannot be shown."""
 
 
-class NoFile(Problem):
+class FileMissingError(Problem):
     """Not there, or not to be read."""
 
 
-class OtherModel(Problem):
+class HashMismatchError(Problem):
     """A golden sample or a certificate is of another model: a run may be replacing the files, or have failed."""

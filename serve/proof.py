@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from serve.certificate import Certificate, read_certificate
-from serve.problem import NoFile, OtherModel
+from serve.problem import FileMissingError, HashMismatchError
 
 MAKES = "`dvc repro` makes it, `dvc pull` fetches it"
 
@@ -24,7 +24,7 @@ class Proof:
     certificate: Path
 
     @classmethod
-    def beside(cls, model: Path) -> "Proof":
+    def next_to(cls, model: Path) -> "Proof":
         return cls(model.parent / "golden.json", model.parent / "certificate.json")
 
     def read(self, model: bytes, name: str) -> Evidence:
@@ -38,7 +38,7 @@ class Proof:
         ):
             found = hashlib.sha256(content).hexdigest()
             if found != said:
-                raise OtherModel(
+                raise HashMismatchError(
                     f"{self.certificate}: does not certify {path}: it names sha256 {said[:12]}, and the file has "
                     f"{found[:12]}; `dvc repro` certifies a model that passes its gates"
                 )
@@ -49,6 +49,6 @@ def read_file(path: Path, missing: str) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise NoFile(f"{path}: there is no such file; {missing}") from None
+        raise FileMissingError(f"{path}: there is no such file; {missing}") from None
     except OSError as error:
-        raise NoFile(f"{path}: cannot be read: {error.strerror}") from None
+        raise FileMissingError(f"{path}: cannot be read: {error.strerror}") from None

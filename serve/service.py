@@ -200,7 +200,7 @@ class Counted:
 def main(arguments: list[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
-    beside = Proof.beside(given.model)
+    beside = Proof.next_to(given.model)
     proof = Proof(given.golden or beside.golden, given.certificate or beside.certificate)
     limits = Limits(given.max_bytes, 16 * given.max_bytes, given.max_images, given.seconds)
     settings = Settings(
@@ -243,7 +243,11 @@ def parser() -> argparse.ArgumentParser:
     add: Callable[..., Any] = parser.add_argument
     add("--model", type=Path, default=MODEL, help="the ONNX file; a new one in its place is taken up")
     add("--golden", type=Path, help="its golden sample; golden.json beside it unless given")
-    add("--certificate", type=Path, help="of both; certificate.json beside the model unless given")
+    add(
+        "--certificate",
+        type=Path,
+        help="certificate of the model and the golden sample; certificate.json beside the model unless given",
+    )
     add("--unproven", action="store_true", help="take any model up, without golden sample and certificate")
     add("--report", type=Path, help="evaluate's report, shown at /model")
     add("--host", default="127.0.0.1", help="where to listen; 0.0.0.0 is every network this machine is in")

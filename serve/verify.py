@@ -12,14 +12,14 @@ from serve.certificate import Certificate
 from serve.classifier import Classifier
 from serve.golden import Replay
 from serve.predict import MODEL
-from serve.problem import NoFile, Problem
+from serve.problem import FileMissingError, Problem
 from serve.proof import Proof
 
 
 def main(arguments: list[str] | None = None) -> int:
     """0: proven. 1: not proven. 2: nothing could be begun."""
     given = parser().parse_args(arguments)
-    beside = Proof.beside(given.model)
+    beside = Proof.next_to(given.model)
     proof = Proof(given.golden or beside.golden, given.certificate or beside.certificate)
     try:
         classifier = Classifier(given.model, proven=proof)
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         if given.json:
             print(json.dumps({"proven": False, "reason": str(problem)}))
         print(problem, file=sys.stderr)
-        return 2 if isinstance(problem, NoFile) else 1
+        return 2 if isinstance(problem, FileMissingError) else 1
     assert classifier.certificate
     assert classifier.replay
     if given.json:
@@ -41,7 +41,11 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m serve.verify", description=__doc__)
     parser.add_argument("model", nargs="?", type=Path, default=MODEL, help=f"the ONNX file; {MODEL} unless given")
     parser.add_argument("--golden", type=Path, help="its golden sample; golden.json beside it unless given")
-    parser.add_argument("--certificate", type=Path, help="of both; certificate.json beside the model unless given")
+    parser.add_argument(
+        "--certificate",
+        type=Path,
+        help="certificate of the model and the golden sample; certificate.json beside the model unless given",
+    )
     parser.add_argument("--json", action="store_true", help="an object for programs")
     return parser
 

@@ -16,7 +16,7 @@ from stages.common.params import Machine, Section, read_section
 from stages.common.pictures import RIGHT, WRONG, Captioned, grid, scatter
 from stages.common.problem import Problem
 from stages.common.splits import read_about, read_images, read_labels
-from stages.common.weights import check_fits, read_weights
+from stages.common.weights import check_fits, read_weights, short_hash
 from stages.common.whole import write_csv, write_json
 
 
@@ -58,7 +58,7 @@ def evaluate(
         "macro_f1": float(scores[:, 2].mean()),
         "calibration_error": quality.calibration_error(bins),
     }
-    others = {"images": len(labels), "min_accuracy": section.min_accuracy}
+    others = {"images": len(labels), "min_accuracy": section.min_accuracy, "weights": short_hash(weights)}
     write_json(report, {name: round(number, 6) for name, number in numbers.items()} | others)
     write_csv(
         predictions, ("actual", "predicted"), ((names[a], names[p]) for a, p in zip(labels, predicted, strict=True))

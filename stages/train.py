@@ -116,8 +116,9 @@ def train(
         write_json(report, summary(section, network, rows))
         write_json(environment, made_on)
         checkpoint.remove()
-    size = f"{parameters(network)} parameters"
-    say(f"{section.model}: {size}, {steps} steps in {seconds:.2f} s on {device.type}; weights in {weights}")
+    size, temperature = f"{parameters(network)} parameters", f"temperature {float(network.temperature):.3f}"
+    took = f"{steps} steps in {seconds:.2f} s on {device.type}"
+    say(f"{section.model}: {size}, {took}, {temperature}; weights in {weights}")
 
 
 def fit(
@@ -167,8 +168,9 @@ def check(section: Train, about: About) -> None:
         raise Problem("the training split is empty: lower preprocess.validation")
     for name in ("monitor", "calibrate"):
         if getattr(section, name) == "validation" and not about.counts["validation"]:
+            other = "none" if name == "monitor" else "train or none"
             raise Problem(
-                f"train.{name} is validation, but that split is empty: raise preprocess.validation, or set it to none"
+                f"train.{name}: the validation split is empty: raise preprocess.validation, or set it to {other}"
             )
 
 
@@ -266,7 +268,7 @@ def summary(section: Train, network: Classifier, history: History) -> dict[str, 
     numbers: dict[str, Any] = {name: kept[name] for name in ("step", "epoch", "loss", "accuracy")}
     if section.monitor != "none":
         numbers[section.monitor] = {name: kept[f"monitor_{name}"] for name in ("loss", "accuracy")}
-    return {**numbers, "temperature": round(float(network.temperature), 6), "parameters": parameters(network)}
+    return {**numbers, "parameters": parameters(network)}
 
 
 if __name__ == "__main__":

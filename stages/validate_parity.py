@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from stages.common.certificate import Evidence, make_certificate, read_quality
+from stages.common.certificate import CertifiedFiles, make_certificate, read_quality
 from stages.common.command import run, say
-from stages.common.device import prepare, record
+from stages.common.device import prepare, read_record
 from stages.common.engines import LEVELS, REFERENCE, Configuration, replies
 from stages.common.golden import read_golden
 from stages.common.models import Classifier
@@ -47,25 +47,25 @@ def validate_parity(
     model: Path,
     golden: Path,
     quality: Path,
+    environment: Path,
     report: Path,
     measured: Path,
     certificate: Path,
 ) -> None:
-    """Hold MODEL against WEIGHTS in every way that it may be run; a CERTIFICATE only if it and its QUALITY pass.
+    """Compare MODEL with WEIGHTS in every configuration; write CERTIFICATE only if parity and QUALITY pass.
 
-    REPORT has what is the same on every machine. MEASURED has what ONNX Runtime's kernels, which it chooses by the
-    CPU, were off by on this one.
+    REPORT is the same on every machine; MEASURED holds the errors of this one's ONNX Runtime kernels.
     """
     section = read_section(params, "validate_parity", ValidateParity)
     machine = read_section(params, "machine", Machine)
     certificate.unlink(missing_ok=True)
+    files = CertifiedFiles(model, weights, golden, splits)
+    hashes = files.hashes()
     network, header = read_weights(weights)
     about = read_about(splits)
     check_fits(weights, header, about)
     proto, replay = read_model(model), read_golden(golden, header)
-    evidence = Evidence(model, weights, golden, splits)
-    hashes = evidence.hashes()
-    device = prepare(machine.model_copy(update={"device": "cpu"}))
+    prepare(machine.model_copy(update={"device": "cpu"}))
     test, labels = read_images(splits, "test"), read_labels(splits, "test")
     pictures = {"test": test, "sample": sample(test, section.sample, section.seed)}
     pictures["few"] = few(pictures["sample"], section.reference_images)
@@ -84,18 +84,17 @@ def validate_parity(
     if not reasons:
         answer = replies(proto, Configuration("golden"), replay.images)
         reasons += replay.differences(answer, header.classes, section.atol)
+    accuracy = round(hits(ours["test"], labels), 6)
     bounds = {"configurations": len(rows), "images": len(test), "atol": section.atol, "margin": section.margin}
-    accuracy = hits(ours["test"], labels)
     write_csv(measured, COLUMNS, (row(*each) for each in rows))
-    write_json(report, {"same": not reasons, **bounds, "accuracy": round(accuracy, 6), "reasons": reasons})
+    write_json(report, {"same": not reasons, **bounds, "accuracy": accuracy, "reasons": reasons})
     if reasons:
         more = f" (and {len(reasons) - 1} more in {report})" if len(reasons) > 1 else ""
         raise Problem(f"{model} is not the network of {weights}: {reasons[0]}{more}")
-    proven = read_quality(quality, accuracy)
-    if evidence.hashes() != hashes:
+    proven, trained_on = read_quality(quality, weights), read_record(environment)
+    if files.hashes() != hashes:
         raise Problem(f"{model}, {weights}, {golden} or {splits} changed while they were compared: run it again")
-    environment = record(machine, device)
-    write_json(certificate, make_certificate(hashes, about.dataset, about.origin, proven, bounds, environment))
+    write_json(certificate, make_certificate(hashes, about.dataset, about.origin, proven, bounds, trained_on))
     worst = max(difference.logits_max for _, _, difference in rows)
     flips = sum(difference.flips for _, _, difference in rows)
     say(

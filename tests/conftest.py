@@ -151,6 +151,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model=folder / "model.onnx",
         golden=folder / "golden.json",
         quality=folder / "evaluate.json",
+        environment=folder / "environment.json",
         report=folder / "parity.json",
         measured=folder / "measured.csv",
         certificate=folder / "certificate.json",

@@ -20,6 +20,7 @@ from conftest import ROOT, idx_bytes, write_params
 from PIL import Image
 from toys import until
 
+from serve.certificate import hash_content
 from stages.common.whole import write_json
 
 
@@ -170,8 +171,7 @@ def certify(model: Path, **changes: Any) -> None:
         else:
             part[key] = value
     content.pop("sha256", None)
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    write_json(path, {**content, "sha256": hashlib.sha256(canonical.encode()).hexdigest()})
+    write_json(path, {**content, "sha256": hash_content(content)})
 
 
 FILES = {"model": "model.onnx", "golden": "golden.json"}

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from PIL import Image, ImageDraw
 from repositories import DIGITS, STAGES, commit, dvc, environment, new_project, ran, run
+from toys import until
 
 from flows.param_file import set_param
 
@@ -250,3 +251,22 @@ def test_the_default_recipe_passes_its_gate_on_the_digits(tmp_path: Path) -> Non
         picture.save(project / "seven.png")
         said = run(project, sys.executable, "-m", "serve.predict", "--json", "seven.png").stdout
         assert json.loads(said)["label"] == "7"
+
+
+def test_a_param_that_changes_while_its_stage_runs_is_not_recorded(project: Path) -> None:
+    set_param(project / "params.yaml", "train.epochs", 60)
+    before = (project / "dvc.lock").read_text()
+    command = ["dvc", "repro"]
+    with subprocess.Popen(
+        command, cwd=project, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        history = project / "data" / "reports" / "history.csv"
+        until(lambda: not history.exists() or process.poll() is not None, 60)
+        until(lambda: history.exists() or process.poll() is not None, 60)
+        set_param(project / "params.yaml", "train.learning_rate", 0.004)
+        _, errors = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert "train: train.learning_rate changed while it ran" in errors
+    assert (project / "dvc.lock").read_text() == before
+    set_param(project / "params.yaml", "train.epochs", 1)
+    assert ran(dvc(project, "repro"))[0] == "train"

@@ -4,14 +4,16 @@ MKL chooses its kernels by the CPU's maker, oneDNN, OpenBLAS and torch by its in
 variables when they load, so these are set before torch or numpy is imported: stages/__init__.py sees to it.
 """
 
+import hashlib
 import itertools
 import os
 import platform
+import subprocess
 from collections.abc import MutableMapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from stages.common.params import Machine, load
+from stages.common.params import load
 from stages.common.problem import Problem
 
 PORTABLE = {
@@ -23,6 +25,7 @@ PORTABLE = {
 # GNU OpenMP's threads spin this often before they sleep. Its default, 300,000 times, starves other processes.
 SPIN = {"GOMP_SPINCOUNT": "1000"}
 CPUINFO = Path("/proc/cpuinfo")
+MODEL_FIELDS = ("cpu family", "model", "CPU implementer", "CPU part", "CPU variant", "CPU revision")  # the last for Arm
 
 
 def is_stage(command: Sequence[str]) -> bool:
@@ -33,7 +36,7 @@ def is_stage(command: Sequence[str]) -> bool:
 def configure(command: Sequence[str], environment: MutableMapping[str, str]) -> None:
     """Set the variables for the stage that the command runs, as its params file says; a person's own settings stay.
 
-    What is wrong with the file, the stage will say.
+    Errors in the file are reported by the stage itself.
     """
     file = flag_value("--params", command)
     portable = file is not None and wants_portable(Path(file))
@@ -57,10 +60,8 @@ def wants_portable(params: Path) -> bool:
         return False
 
 
-def check_portable(machine: Machine) -> None:
-    """A variable that contradicts `machine.arithmetic: portable` is a person's to decide."""
-    if machine.arithmetic != "portable" or cpu_obstacle():
-        return
+def check_variables() -> None:
+    """Raise if a variable of portable arithmetic is missing or has another value: the user decides which to change."""
     for name, value in PORTABLE.items():
         found = os.environ.get(name)
         if found is None:
@@ -91,11 +92,21 @@ def find_obstacle(system: str, machine: str, flags: str) -> str:
 
 
 def describe_cpu() -> str:
-    """The CPU's maker, family and model, which decide the bytes of native arithmetic."""
+    """The CPU's maker, model and features, which decide the bytes of native arithmetic."""
     fields = cpu_fields()
-    known = [fields[key] for key in ("vendor_id", "model name") if key in fields]
-    numbers = [f"{key.removeprefix('cpu ')} {fields[key]}" for key in ("cpu family", "model") if key in fields]
-    return ", ".join([*known, *numbers]) or platform.processor() or platform.machine()
+    parts = [fields[key] for key in ("vendor_id", "model name") if key in fields]
+    parts += [f"{key} {fields[key]}" for key in MODEL_FIELDS if key in fields]
+    features = fields.get("flags") or fields.get("Features")  # a virtual machine may hide some
+    if features:
+        parts.append(f"features {hashlib.sha256(features.encode()).hexdigest()[:8]}")
+    return ", ".join(parts) or mac_cpu() or platform.machine()
+
+
+def mac_cpu() -> str:
+    command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+    if platform.system() != "Darwin":
+        return ""
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
 
 
 @cache

@@ -25,7 +25,7 @@ def warped(images: Tensor, degrees: float, zoom: float, generator: Generator) ->
     """Each image turned by up to `degrees` and scaled by up to the share `zoom`, both ways."""
     draw = torch.rand(2, len(images), generator=generator) * 2 - 1
     angle, scale = draw[0] * math.radians(degrees), 1 + draw[1] * zoom
-    # In double precision: what CPUs of different makers give for cos and sin is equal once rounded to float32.
+    # MKL's cos and sin differ in the last bit by the CPU's maker: in double precision that bit is lost in rounding.
     cosine, sine = angle.double().cos().float() / scale, angle.double().sin().float() / scale
     zero = torch.zeros_like(angle)
     matrices = torch.stack([torch.stack([cosine, -sine, zero], 1), torch.stack([sine, cosine, zero], 1)], 1)

@@ -1,4 +1,4 @@
-"""Temperature scaling (Guo et al., 2017, arXiv:1706.04599): one number that makes probabilities mean what they say."""
+"""Temperature scaling (Guo et al., 2017, arXiv:1706.04599): one number that calibrates a network's probabilities."""
 
 from torch import Tensor
 
@@ -7,12 +7,12 @@ HALVINGS = 60
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature whose division of the logits gives the labels the highest likelihood.
+    """The temperature that minimises the cross-entropy of logits / temperature.
 
-    Labels are smoothed by one in n + 2, as Platt (1999) did, so that n labels without a mistake do not make it zero.
-    The loss is convex in 1 / temperature: its derivative is halved down to its zero.
+    Labels are smoothed by one in n + 2, after Platt (1999), so that n labels without a mistake do not make it zero.
+    The loss is convex in 1 / temperature; the zero of its derivative is found by bisection.
     """
-    logits = logits.double()
+    logits, labels = logits.cpu().double(), labels.cpu()  # MPS has no float64
     classes, count = logits.shape[1], len(labels)
     smoothing = 1 / (count + 2)
     true = logits.gather(1, labels[:, None])[:, 0]

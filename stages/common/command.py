@@ -43,9 +43,11 @@ def run(stage: Callable[..., None]) -> NoReturn:
 
 
 def check_unchanged() -> None:
-    """Fail if what DVC would record now is not what ran."""
+    """Fail if what DVC would record is not what ran: it reads source and params when this process has ended."""
     if changed := [*changed_params(), *changed_source()]:
-        raise Problem(f"{', '.join(changed)} changed while it ran: what it made is of the former state; run it again")
+        raise Problem(
+            f"{', '.join(changed)} changed while it ran: its outputs belong to the former version; run it again"
+        )
 
 
 def end_when_orphaned(interval: float = 0.2) -> None:

@@ -2,12 +2,15 @@
 
 import ctypes
 import importlib.metadata
+import json
 import os
+from pathlib import Path
+from typing import Any
 
 import torch
 from threadpoolctl import threadpool_limits
 
-from stages.common.arithmetic import check_portable, cpu_obstacle, describe_cpu
+from stages.common.arithmetic import check_variables, cpu_obstacle, describe_cpu
 from stages.common.command import say
 from stages.common.params import Machine
 from stages.common.problem import Problem
@@ -20,7 +23,6 @@ LIBRARIES = ("torch", "numpy", "onnx", "onnxscript", "scikit-learn")
 
 def prepare(machine: Machine) -> torch.device:
     """The device that the section names, with `threads` threads and deterministic algorithms."""
-    check_portable(machine)
     keep_memory()
     # What no longer learns leaves momentum below 1e-38, which processors are slow with; threads to come inherit it.
     torch.set_flush_denormal(True)
@@ -43,7 +45,12 @@ def prepare(machine: Machine) -> torch.device:
         torch.cuda.set_device(own)
     device = torch.device(name)
     if obstacle := portable_obstacle(machine, device):
-        say(f"machine.arithmetic: portable is not possible here, since {obstacle}: computes natively, to other bytes")
+        say(
+            f"machine.arithmetic: portable is not possible here, since {obstacle}: falling back to native arithmetic, "
+            "whose bytes may differ elsewhere"
+        )
+    elif machine.arithmetic == "portable":
+        check_variables()
     return device
 
 
@@ -74,3 +81,15 @@ def record(machine: Machine, device: torch.device) -> dict[str, str | int | dict
         "threads": machine.threads,
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Problem(f"{path}: missing; run `dvc repro train`") from None
+    except ValueError as error:
+        raise Problem(f"{path}: not train's record of the machine ({error}); run `dvc repro -f train`") from None
+    if not isinstance(content, dict):
+        raise Problem(f"{path}: not train's record of the machine; run `dvc repro -f train`")
+    return content

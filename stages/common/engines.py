@@ -53,6 +53,7 @@ def open_session(proto: onnx.ModelProto, configuration: Configuration) -> onnxru
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, configuration.level)
     options.intra_op_num_threads = configuration.threads
     options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it takes a core from other work
     exact = {"use_tf32": "0"} if configuration.provider == "CUDAExecutionProvider" else {}
     provider = (configuration.provider, exact)
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=[provider])

@@ -1,6 +1,5 @@
 """What the exported file promises: names of its inputs and outputs, and what its metadata says."""
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from stages.common.problem import Problem
-from stages.common.weights import Header
+from stages.common.weights import Header, file_sha256
 
 INPUT, LOGITS, PROBABILITIES = "image", "logits", "probabilities"
 BATCH = "batch"  # the symbolic axis
@@ -43,7 +42,7 @@ def metadata(header: Header, weights: Path, opset: int) -> dict[str, str]:
         "origin": header.origin,
         "preparation": header.preparation,
         "preparation_description": PREPARATION[header.preparation],
-        "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "weights_sha256": file_sha256(weights),
     }
 
 

@@ -51,7 +51,8 @@ def changed_params() -> list[str]:
     """The params that this process has read and that are not what they were."""
     changed, missing = [], object()
     for (path, name), before in sections_read.items():
-        now = load(path).get(name) or {}
+        now = load(path).get(name)
+        now = now if isinstance(now, dict) else {}
         changed += [f"{name}.{key}" for key in {**before, **now} if before.get(key, missing) != now.get(key, missing)]
     return changed
 

@@ -1,5 +1,6 @@
 """The file of trained weights: safetensors, with a header that says all that is needed to use them."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -79,6 +80,19 @@ def check_fits(path: Path, header: Header, about: About) -> None:
         ours, theirs = getattr(header, key), getattr(about, key)
         if ours != theirs:
             raise Problem(f"{path}: trained for {key} {ours}, but the splits have {theirs}; run `dvc repro train`")
+
+
+def file_sha256(path: Path) -> str:
+    """Empty for a file that is missing: whoever reads it says what to do."""
+    if not path.exists():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def short_hash(weights: Path) -> str:
+    """By which a report names its weights."""
+    return file_sha256(weights)[:12]
 
 
 def parameters(network: torch.nn.Module) -> int:

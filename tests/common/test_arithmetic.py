@@ -123,7 +123,41 @@ def test_where_it_cannot_be_had_is_said_and_recorded_and_the_run_goes_on(
     assert line.startswith("machine.arithmetic: portable is not possible here, since the CPU has no AVX2")
     found = record(tmp_path)
     assert (found["arithmetic"], found["not_portable"]) == ("native", "the CPU has no AVX2")
-    assert found["cpu"] == "OldMaker, Old One"
+    assert found["cpu"].startswith("OldMaker, Old One, features ")
+
+
+def test_on_a_gpu_or_mps_it_cannot_be_had_and_a_contradicting_variable_does_not_matter() -> None:
+    import torch
+
+    from stages.common.device import portable_obstacle, record
+    from stages.common.params import Machine
+
+    machine = Machine(arithmetic="portable", device="auto", threads=1)
+    assert portable_obstacle(machine, torch.device("cpu")) == arithmetic.cpu_obstacle()
+    obstacle = arithmetic.cpu_obstacle() or "the device is mps"
+    assert portable_obstacle(machine, torch.device("mps")) == obstacle
+    found = record(machine, torch.device("mps"))
+    assert (found["arithmetic"], found["device"], found["not_portable"]) == ("native", "mps", obstacle)
+    assert found["cpu"] == arithmetic.describe_cpu()
+
+
+def test_a_cpu_of_arm_is_told_by_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arithmetic, "CPUINFO", tmp_path / "cpuinfo")
+    described = []
+    for part in ("0xd0c", "0xd40"):
+        text = f"processor\t: 0\nFeatures\t: fp asimd\nCPU implementer\t: 0x41\nCPU part\t: {part}\n\n"
+        (tmp_path / "cpuinfo").write_text(text)
+        arithmetic.cpu_fields.cache_clear()
+        described.append(arithmetic.describe_cpu())
+    arithmetic.cpu_fields.cache_clear()
+    assert described[0].startswith("CPU implementer 0x41, CPU part 0xd0c, features ")
+    assert described[0] != described[1]
+
+
+def test_native_arithmetic_sets_how_threads_wait_alone(params: Params) -> None:
+    environment: dict[str, str] = {}
+    configure(["python", "-m", "stages.train", f"--params={params({'machine.arithmetic': 'native'})}"], environment)
+    assert environment == arithmetic.SPIN
 
 
 @pytest.mark.parametrize(

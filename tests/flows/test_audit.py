@@ -105,7 +105,9 @@ def test_a_last_bit_that_changes_in_step_300_is_found_there(tmp_path: Path, api:
     name, message = audit(project, api, 1)
     assert name == "Failed"
     assert message.startswith("Bytes differ from those of dvc.lock: data/model/weights.safetensors, ")
-    assert message.endswith("it begins in train, after step 300 (equal after step 290), first in the tensor head.bias")
+    assert message.endswith(
+        "it begins in train, between steps 290 and 300: 1 of 19 tensors differ, the first in the network is head.bias"
+    )
 
 
 def test_a_stage_that_fails_in_the_audit_is_no_difference_but_a_failure(recorded: Path, api: str) -> None:

@@ -63,7 +63,7 @@ def test_a_dvc_lock_that_a_plain_repro_left_empty_is_mended_and_said_in_a_line(p
     done = front_door(project)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[0].startswith(
-        "dvc.lock is empty: a DVC command was ended while it wrote it; mended"
+        "dvc.lock is empty: a DVC command was killed while it wrote it; repaired"
     )
     assert (project / "dvc.lock").read_bytes() == whole
     assert "up to date" in done.stdout.lower() or "UpToDate" in done.stdout

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from toys import flow, new_toy, trace, until_none_is_left
 
 from flows.dag import read_dag
-from flows.lock_file import mend_lock
+from flows.lock_file import repair_lockfile
 
 CHAIN: dict[str, list[str]] = {"quick": [], "long": ["quick"]}
 FILLERS = 400  # entries that make the writing of dvc.lock last about half a second
@@ -119,7 +119,7 @@ def test_what_a_plain_repro_that_was_ended_left_is_mended_and_no_stage_runs_agai
 
 def mend(toy: Path) -> list[str]:
     said: list[str] = []
-    asyncio.run(mend_lock(toy, read_dag(toy), said.append))
+    asyncio.run(repair_lockfile(toy, read_dag(toy), said.append))
     return said
 
 
@@ -166,8 +166,8 @@ def test_the_entries_before_the_cut_are_kept_as_they_are(done: Path) -> None:
     text = (done / "dvc.lock").read_text()
     (done / "dvc.lock").write_text(text[:-100])
     assert mend(done) == [
-        f"dvc.lock ends in the middle of long: {HOW}; mended: the entries before are kept, the others are the last "
-        "commit's; what ran since is in DVC's run cache"
+        f"dvc.lock ends in the middle of long: {HOW}; repaired: kept the entries before, took the others from the "
+        "last commit; what ran since is in DVC's run cache"
     ]
     assert entries(done)["quick"]["params"]["params.yaml"]["quick"]["text"] == "newer"
     assert (done / "dvc.lock").read_text()[: text.index("  long:")] == text[: text.index("  long:")]

@@ -165,10 +165,10 @@ def test_a_proven_model_has_its_certificate_and_one_that_is_not_is_refused(
 
 
 BROKEN_GOLDEN = [
-    (b"{", "is none"),
-    (b'{"cases": []}', "is none"),
+    (b"{", "is not a golden sample"),
+    (b'{"cases": []}', "is not a golden sample"),
     (b'{"cases": [], "tolerance": 1, "image_shape": [1, 28, 28]}', "is of another model"),
-    (b"[" * 100_000, "is none"),
+    (b"[" * 100_000, "is not a golden sample"),
 ]
 
 

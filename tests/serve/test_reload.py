@@ -257,7 +257,7 @@ def test_who_insists_gets_any_model_that_can_be_run(copied: Path, tmp_path: Path
 
 def test_a_report_of_another_run_is_not_shown_as_the_models(copied: Path, made: Path, tmp_path: Path) -> None:
     report = Path(shutil.copyfile(made / "evaluate.json", tmp_path / "evaluate.json"))
-    current = Current(Files(copied, Proof.beside(copied), report), 1, 1_000_000, Counts())
+    current = Current(Files(copied, Proof.next_to(copied), report), 1, 1_000_000, Counts())
     content = json.loads(report.read_text())
     assert current.about()["metrics"] == content
     report.write_text(json.dumps({**content, "accuracy": 0.2}))
@@ -271,7 +271,7 @@ def test_files_that_are_replaced_while_they_are_read_are_never_mixed(copied: Pat
     """Two models take turns, a file at a time, as fast as can be."""
     former = Path(shutil.copytree(copied.parent, tmp_path / "former"))
     known = {sha256(folder / "model.onnx"): (folder / "certificate.json").read_text() for folder in (former, other)}
-    current = Current(Files(copied, Proof.beside(copied), None), 1, 1_000_000, Counts())
+    current = Current(Files(copied, Proof.next_to(copied), None), 1, 1_000_000, Counts())
     stop, seen = threading.Event(), set()
 
     def take_turns() -> None:
@@ -301,7 +301,7 @@ def test_files_that_are_replaced_while_they_are_read_are_never_mixed(copied: Pat
 def test_a_set_that_is_replaced_between_two_reads_waits_for_the_next_look(
     after: str, copied: Path, other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    current = Current(Files(copied, Proof.beside(copied), None), 1, 1_000_000, Counts())
+    current = Current(Files(copied, Proof.next_to(copied), None), 1, 1_000_000, Counts())
     before, stamp = current.classifier, current.files.stamp()
     whole = proof.read_file
 
@@ -326,7 +326,7 @@ def test_a_set_that_is_replaced_between_two_reads_waits_for_the_next_look(
 
 def test_a_file_of_the_same_size_and_date_is_seen(copied: Path, tmp_path: Path) -> None:
     """As archives with fixed dates unpack it, where the file system gives an inode anew."""
-    files = Files(copied, Proof.beside(copied), None)
+    files = Files(copied, Proof.next_to(copied), None)
     for name in NAMES:
         path = copied.with_name(name)
         os.utime(path, (0, 0))
