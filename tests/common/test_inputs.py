@@ -45,7 +45,7 @@ def test_a_param_of_the_stage_that_changed_fails_it(here: Path, made: Path) -> N
 
     assert train_while(here, made / "splits", change) == (
         1,
-        "train: train.learning_rate changed while it ran: what it made is of the former state; run it again",
+        "train: train.learning_rate changed while it ran: its outputs belong to the former version; run it again",
     )
 
 

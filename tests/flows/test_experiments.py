@@ -16,7 +16,7 @@ def test_unknown_names_and_no_names_are_one_line_that_lists_the_known(project: P
     ):
         done = run(project, sys.executable, "-m", "flows.experiments", *words, status=1)
         assert done.stderr.startswith(f"experiments: {said}; experiments.yaml has ")
-        assert "quick, standard, strong, record, reference_a, reference_b" in done.stderr
+        assert "quick, standard, native, strong, record, reference_a, reference_b" in done.stderr
         assert len(done.stderr.splitlines()) == 1
 
 

@@ -20,7 +20,7 @@ from flows.lock_file import repair_lockfile
 CHAIN: dict[str, list[str]] = {"quick": [], "long": ["quick"]}
 FILLERS = 400  # entries that make the writing of dvc.lock last about half a second
 NOWHERE = "http://127.0.0.1:9/api"
-HOW = "a DVC command was ended while it wrote it"
+HOW = "a DVC command was killed while it wrote it"
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def test_a_stage_that_dvc_lock_has_lost_as_a_whole_is_named_in_the_plan(done: Pa
     text = (done / "dvc.lock").read_text()
     (done / "dvc.lock").write_text(text[: text.index("  long:")])
     lines = flow(done, "--plan", api=NOWHERE).stdout.splitlines()
-    assert lines == ["quick  up to date", "long   dvc.lock does not have it, the last commit's does"]
+    assert lines == ["quick  up to date", "long   missing from dvc.lock, present in the last commit's"]
 
 
 @pytest.mark.parametrize("git", [True, False])
