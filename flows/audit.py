@@ -10,6 +10,7 @@ from prefect.artifacts import acreate_markdown_artifact
 from prefect.states import Completed, Failed
 
 from flows.dag import read_dag
+from flows.param_file import flat
 from flows.pipeline import ROOT, outcome, rename, run_stages
 from flows.plan import read_lock
 from flows.problem import Problem
@@ -76,7 +77,7 @@ async def audited(root: Path, tolerance: float) -> tuple[State[Any], str]:
 
 
 def machine_changes(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What differs between two machine records, of all that decides the bytes."""
+    """What differs between two records of the machine."""
     nothing = "nothing"
     return [
         f"{key} {recorded.get(key, nothing)} -> {here.get(key, nothing)}"
@@ -104,10 +105,14 @@ def first_difference(before: Trace, after: Trace) -> str:
         if old.keys() != new.keys() or old["step"] != new["step"]:
             return "whose traces are of other networks or steps"
         if columns := [column for column in old if old[column] != new[column]]:
-            when = f"between steps {equal} and {old['step']}" if equal else "before the first step"
+            when = f"between step {equal} and {told_step(old['step'])}" if equal else "before the first step"
             return f"{when}: {len(columns)} of {len(old) - 1} tensors differ, the first in the network is {columns[0]}"
         equal = old["step"]
     return ""
+
+
+def told_step(step: str) -> str:
+    return f"step {step}" if step.isdecimal() else "the end, where train calibrates and chooses the weights"
 
 
 def read_traces(root: Path) -> dict[str, Trace]:
@@ -142,11 +147,11 @@ def read_machine(root: Path) -> dict[str, Any]:
 
 def read_metrics(root: Path) -> dict[str, Any]:
     files = [file for stage in read_dag(root).stages.values() for file in stage.metrics]
-    return {f"{Path(file).stem}.{name}": value for file in files for name, value in load(root / file).items()}
+    return {f"{Path(file).stem}.{name}": value for file in files for name, value in flat(load(root / file)).items()}
 
 
 def beyond(old: Mapping[str, Any], new: Mapping[str, Any], tolerance: float) -> Iterator[str]:
-    """The measures that are too far away; how many there are of something may differ by machine."""
+    """Floats and booleans that are too far away. Whole numbers, which count something, are not compared."""
     for name, before in old.items():
         after = new.get(name)
         near = isinstance(after, float) and isinstance(before, float) and abs(after - before) <= tolerance
@@ -155,7 +160,13 @@ def beyond(old: Mapping[str, Any], new: Mapping[str, Any], tolerance: float) -> 
 
 
 def command(*, tolerance: float = 0.005) -> None:
-    """Run every stage anew in a scratch clone of HEAD, and fail if a byte differs from dvc.lock."""
+    """Run every stage anew in a scratch clone of HEAD, and fail if a byte differs from dvc.lock.
+
+    Parameters
+    ----------
+    tolerance
+        How far a metric may be from the committed one, where the machine is another.
+    """
     raise SystemExit(run_here(audit, tolerance=tolerance))
 
 

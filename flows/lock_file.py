@@ -27,7 +27,7 @@ async def repair_lockfile(root: Path, dag: Dag, say: Callable[[str], None]) -> N
             return
         if not former[1] or describe_truncation(former, former, dag):
             raise Problem(
-                f"dvc.lock {what}: {HOW}, and no commit has a whole one: delete it and run again: "
+                f"dvc.lock {what}: {HOW}, and the last commit has no whole one: delete it and run again: "
                 "DVC's run cache brings back what ran here"
             )
         kept = dict([*present[1].items()][:-1])

@@ -69,7 +69,7 @@ def end(group: int) -> None:
             while time.monotonic() < deadline:
                 os.killpg(group, 0)
                 time.sleep(0.02)
-            continue
+            continue  # something of it is left: the next signal
         return
 
 

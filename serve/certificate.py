@@ -123,7 +123,7 @@ def hash_content(content: dict[str, Any]) -> str:
 
 
 def serialize_certificate(content: dict[str, Any]) -> bytes:
-    """A parser overlooks white space and a key that comes twice."""
+    """The bytes that validate_parity writes: they show changed white space and keys that come twice, too."""
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 

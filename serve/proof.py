@@ -13,7 +13,7 @@ MAKES = "`dvc repro` makes it, `dvc pull` fetches it"
 
 class Evidence(NamedTuple):
     certificate: Certificate
-    golden: bytes  # as the certificate names it
+    golden: bytes  # whose SHA-256 is the certificate's
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from serve.proof import Proof
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0: proven. 1: not proven. 2: nothing could be begun."""
+    """0: proven. 1: not proven. 2: a file is missing or cannot be read, or the arguments are wrong."""
     given = parser().parse_args(arguments)
     beside = Proof.next_to(given.model)
     proof = Proof(given.golden or beside.golden, given.certificate or beside.certificate)

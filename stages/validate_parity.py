@@ -54,7 +54,7 @@ def validate_parity(
 ) -> None:
     """Compare MODEL with WEIGHTS in every configuration; write CERTIFICATE only if parity and QUALITY pass.
 
-    REPORT is the same on every machine; MEASURED holds the errors of this one's ONNX Runtime kernels.
+    Where parity holds REPORT has bounds, which are equal on other CPUs; MEASURED has the errors on this one.
     """
     section = read_section(params, "validate_parity", ValidateParity)
     machine = read_section(params, "machine", Machine)

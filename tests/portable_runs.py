@@ -195,7 +195,11 @@ def hashed(folder: Path) -> dict[str, str]:
 
 
 def main(arguments: list[str]) -> None:
-    names = [name for name in arguments if not name.startswith("--")]
+    names = [name for name in arguments if name != "--write"]
+    if unknown := set(names) - runs().keys():
+        sys.exit(f"no such runs: {', '.join(sorted(unknown))}; there are {', '.join(runs())}")
+    if names and "--write" in arguments:
+        sys.exit("--write makes the whole table: leave the names out")
     table: dict[str, dict[str, str]] = {}
     with contextlib.redirect_stdout(sys.stderr):  # what the stages say
         for name, run in runs().items():

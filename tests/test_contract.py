@@ -15,6 +15,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows.dag import read_dag
+from stages.common.device import LIBRARIES
 from stages.common.params import Machine, Section
 
 ROOT = Path(__file__).parent.parent
@@ -326,7 +327,7 @@ def test_the_committed_run_was_made_with_the_versions_of_the_lock() -> None:
     pins = dict(line.split(";")[0].strip().split("==") for line in committed("requirements.lock").splitlines() if line)
     record = json.loads(committed("data/reports/environment.json"))
     assert record["libraries"] == {name: pins[name] for name in record["libraries"]}
-    assert set(record["libraries"]) == {"torch", "numpy", "onnx", "onnxscript", "scikit-learn"}
+    assert set(record["libraries"]) == set(LIBRARIES)
 
 
 def test_the_lock_names_no_host_and_pairs_torchvision_with_its_torch() -> None:

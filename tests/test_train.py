@@ -345,10 +345,11 @@ def test_a_trace_has_a_checksum_of_each_tensor_before_every_few_and_after_all_st
     trained(tmp_path, params({**PLAIN, "train.epochs": 0, "train.min_steps": 25}), made / "splits")
     with (tmp_path / "trace.csv").open(newline="") as file:
         found = list(csv.DictReader(file))
-    assert [row["step"] for row in found] == ["0", "10", "20", "25"]
+    assert [row["step"] for row in found] == ["0", "10", "20", "25", "final"]
     assert list(found[0]) == ["step", *tensors(tmp_path)]
     last = {name: f"{zlib.crc32(tensor.numpy().tobytes()):08x}" for name, tensor in tensors(tmp_path).items()}
-    assert found[-1] == {"step": "25", **last}
+    assert found[-2] == {"step": "25", **last}
+    assert found[-1] == {"step": "final", **last}, "there is nothing to calibrate"
     moved = [name for name in last if found[0][name] != found[1][name]]
     assert moved == [name for name in last if name not in ("mean", "std", "temperature")]
 

@@ -78,4 +78,4 @@ def make_certificate(
         "environment": {**trained_on, "onnxruntime": onnxruntime.__version__},
     }
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return {**content, "sha256": hashlib.sha256(canonical.encode()).hexdigest()}  # of all else: a changed byte shows
+    return {**content, "sha256": hashlib.sha256(canonical.encode()).hexdigest()}

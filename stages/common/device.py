@@ -18,7 +18,7 @@ from stages.common.problem import Problem
 # glibc's M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD, in bytes.
 KEEP = {-3: 32 << 20, -1: 1 << 30, -2: 64 << 20}
 # A change of one of these may change the bytes of what the stages write.
-LIBRARIES = ("torch", "numpy", "onnx", "onnxscript", "scikit-learn")
+LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "pillow", "matplotlib", "onnx", "onnxscript")
 
 
 def prepare(machine: Machine) -> torch.device:

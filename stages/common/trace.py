@@ -1,6 +1,6 @@
 """The trace of a training: a checksum of every tensor of the network each few steps.
 
-Two trainings that end with different bytes have traces that tell from which step, and from which tensor, they differ.
+Where two trainings end with different bytes, their traces tell between which steps, and in which tensors, they part.
 """
 
 import zlib
@@ -13,6 +13,9 @@ from stages.common.whole import write_csv
 INTERVAL = 10  # steps between two rows: a row costs 0.3 ms for 100,000 parameters
 
 
+FINAL = "final"  # the step of the last row: the network as it is kept, calibrated and perhaps with former weights
+
+
 class Trace:
     def __init__(self, network: nn.Module, steps: int) -> None:
         self.network, self.steps = network, steps
@@ -21,10 +24,13 @@ class Trace:
     def record(self, done: int) -> None:
         """Add the row of this many steps, if one is due: before the first step, every few steps, after the last."""
         if done % INTERVAL == 0 or done == self.steps:
-            self.rows.append([done, *(checksum(tensor) for tensor in self.network.state_dict().values())])
+            self.rows.append(self.row(done))
 
     def write(self, path: Path) -> None:
-        write_csv(path, ("step", *self.network.state_dict()), self.rows)
+        write_csv(path, ("step", *self.network.state_dict()), [*self.rows, self.row(FINAL)])
+
+    def row(self, step: int | str) -> list[int | str]:
+        return [step, *(checksum(tensor) for tensor in self.network.state_dict().values())]
 
 
 def checksum(tensor: Tensor) -> str:

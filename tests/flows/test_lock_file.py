@@ -193,7 +193,7 @@ def test_without_a_commit_that_has_it_one_line_says_how_and_that_works(done: Pat
     (done / "dvc.lock").write_text("")
     said = flow(done, api=api, status=1).stdout.strip()
     assert said == (
-        f"dvc.lock is empty: {HOW}, and no commit has a whole one: delete it and run again: "
+        f"dvc.lock is empty: {HOW}, and the last commit has no whole one: delete it and run again: "
         "DVC's run cache brings back what ran here"
     )
     assert (done / "dvc.lock").exists()
