@@ -106,7 +106,9 @@ def first_difference(before: Trace, after: Trace) -> str:
             return "whose traces are of other networks or steps"
         if columns := [column for column in old if old[column] != new[column]]:
             when = f"between step {equal} and {told_step(old['step'])}" if equal else "before the first step"
-            return f"{when}: {len(columns)} of {len(old) - 1} tensors differ, the first in the network is {columns[0]}"
+            return (
+                f"{when}; tensors that differ: {len(columns)} of {len(old) - 1}, the first in the network {columns[0]}"
+            )
         equal = old["step"]
     return ""
 

@@ -106,8 +106,8 @@ def test_a_last_bit_that_changes_in_step_300_is_found_there(tmp_path: Path, api:
     assert name == "Failed"
     assert message.startswith("Bytes differ from those of dvc.lock: data/model/weights.safetensors, ")
     assert message.endswith(
-        "it begins in train, between step 290 and step 300: 1 of 19 tensors differ, "
-        "the first in the network is head.bias"
+        "it begins in train, between step 290 and step 300; tensors that differ: 1 of 9, "
+        "the first in the network head.bias"
     )
 
 

@@ -105,7 +105,7 @@ def test_what_a_plain_repro_that_was_ended_left_is_mended_and_no_stage_runs_agai
     refused = flow(large, "--plan", api=NOWHERE, status=1)
     assert (refused.stdout, len(refused.stderr.splitlines())) == ("", 1)
     assert refused.stderr.startswith("pipeline: dvc.lock ")
-    assert "run without --plan, which mends it, or `git checkout dvc.lock`" in refused.stderr
+    assert "run without --plan, which repairs it, or `git checkout dvc.lock`" in refused.stderr
     assert (large / "dvc.lock").read_bytes() == left
 
     mended = flow(large, api=api).stdout
