@@ -29,7 +29,7 @@ test-all: setup  ## the fast and the slow tests
 test-ci: setup  ## the slow tests that CI runs
 	python -m pytest -n 2 --dist loadfile -m "slow and ci and not gpu"
 
-test-portable: setup  ## the same bytes under emulated CPUs (qemu-user, version 8 or later; hours)
+test-portable: setup  ## the same bytes under emulated CPUs (qemu-user, version 8 or later; an hour)
 	@version=$$(qemu-x86_64 --version 2>/dev/null | sed -n 's/^qemu-x86_64 version \([0-9]*\).*/\1/p'); \
 	  test -n "$$version" || { echo "qemu-x86_64 is not here: install qemu-user, version 8 or later (Debian 13 has 10)"; exit 1; }; \
 	  test "$$version" -ge 8 || { echo "qemu-x86_64 $$version crashes in grid_sample: install qemu-user, version 8 or later (Debian 13 has 10)"; exit 1; }
