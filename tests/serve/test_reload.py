@@ -380,6 +380,7 @@ class TestBesideRealRuns:
                     set_param(params, param, good[param])
                     runs[way](0)
                     until(lambda: service.ask("/model").json["sha256"] == sha256(model), 20)
+                    until(lambda: client.models[-1] == sha256(model), 20)
                     about = service.ask("/model").json
                     assert about["sha256"] != before["sha256"]
                     assert about["refused"] is None
