@@ -18,7 +18,7 @@ setup:  ## make .venv with the exact set of requirements.lock, unless it is ther
 	  cp requirements.lock .venv/installed.lock; }
 
 run: setup  ## run the whole pipeline and show the result; DATASET=digits (or mnist, …) chooses the data first
-	@python -m flows.front_door $(if $(DATASET),--dataset "$(DATASET)")
+	@python -m flows.make_run $(if $(DATASET),--dataset "$(DATASET)")
 
 test: setup  ## the fast tests
 	python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not emulated" --cov --cov-report=term-missing:skip-covered
@@ -45,10 +45,10 @@ lint: setup  ## ruff and mypy
 	ruff check . && ruff format --check . && mypy
 
 serve: setup  ## serve data/model/model.onnx over HTTP, with a page to draw on; FLAGS="--port 9000" and the like
-	@python -m serve.service $(if $(wildcard data/reports/evaluate.json),--report data/reports/evaluate.json) $(FLAGS)
+	@python -m lockstep.service.app $(if $(wildcard data/reports/evaluate.json),--report data/reports/evaluate.json) $(FLAGS)
 
 serve-flows: setup  ## serve the deployments of prefect.yaml and their schedules, without a worker or a pool
-	@python -m flows.serve
+	@python -m flows.serve_deployments
 
 bench: setup  ## the published recipes and ours side by side; ONLY="quick standard" SEEDS=5 chooses
 	@python -m benchmarks.training --plot docs/speed.png $(foreach name,$(ONLY),--only $(name)) $(if $(SEEDS),--seeds $(SEEDS))
@@ -74,4 +74,4 @@ lock: setup  ## make requirements.lock anew from the ranges in pyproject.toml
 
 clean:  ## remove the environment and what tools left; data and DVC's cache stay
 	rm -rf logs .venv .pytest_cache .mypy_cache .ruff_cache .coverage dvc_plots build *.egg-info data/checkpoints
-	find stages flows serve benchmarks tests -name __pycache__ -prune -exec rm -rf {} +
+	find stages flows lockstep benchmarks tests -name __pycache__ -prune -exec rm -rf {} +

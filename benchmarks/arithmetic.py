@@ -21,7 +21,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 from ruamel.yaml import YAML
 
-from stages.common.arithmetic import PORTABLE, SPIN
+from stages.core.arithmetic import OPENMP_SPIN, PORTABLE
 
 ROOT = Path(__file__).parent.parent
 OUTPUTS = ("weights", "history", "trace", "report", "environment", "checkpoints")
@@ -35,7 +35,7 @@ def measure(*, rounds: Annotated[int, Parameter(validator=Number(gte=1))] = 5) -
     if not (ROOT / "data" / "splits").exists():
         sys.exit("data/splits is missing: `dvc repro preprocess` makes it")
     report("portable or native", ["portable", "native"], rounds, lambda name: train(1, {"arithmetic": name}, {}))
-    waits: dict[str, Mapping[str, str]] = {"GOMP_SPINCOUNT=1000": SPIN, "library's default": LIBRARY_DEFAULT}
+    waits: dict[str, Mapping[str, str]] = {"GOMP_SPINCOUNT=1000": OPENMP_SPIN, "library's default": LIBRARY_DEFAULT}
     report("alone, by how threads wait", [*waits], rounds, lambda name: train(1, {}, waits[name]))
     report("two side by side, by how threads wait", [*waits], rounds, lambda name: train(2, {}, waits[name]))
 

@@ -16,7 +16,7 @@ import torch
 from cyclopts import App
 
 from benchmarks.machine import ROOT, Results, describe
-from stages.common.weights import read_weights
+from stages.network.weights import read_weights
 
 BATCHES = (1, 64, 1000)
 SECONDS = 1.0  # of each measurement

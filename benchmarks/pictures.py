@@ -14,7 +14,7 @@ from numpy.random import Generator, default_rng
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from serve import BadPicture, Classifier
+from lockstep import Classifier, ImageError
 
 Digit = NDArray[np.uint8]  # bright ink on black, small
 FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSerif", "DejaVuSerif-Italic",
@@ -127,7 +127,7 @@ def accuracy(classifier: Classifier, pictures: Iterator[tuple[Image.Image, int]]
     for picture, digit in pictures:
         try:
             hits.append(classifier.predict(picture).label == str(digit))
-        except BadPicture:
+        except ImageError:
             hits.append(False)
     return float(np.mean(hits))
 

@@ -25,9 +25,9 @@ from ruamel.yaml import YAML
 
 from benchmarks.machine import ROOT, Results, describe
 from benchmarks.training import accuracy
-from stages.common.augmentation import warped
-from stages.common.splits import growing, read_images, read_labels
-from stages.common.weights import read_weights
+from stages.core.splits import npy_writer, read_images, read_labels
+from stages.network.weights import read_weights
+from stages.training.augmentation import random_affine
 
 TIMES = 10  # the data
 WHOLE = {
@@ -153,11 +153,11 @@ def a_pass(project: Path, times: int) -> dict[str, float]:
     shutil.copytree(project / "data" / "splits", splits)
     images, labels = read_images(splits, "train"), read_labels(splits, "train")
     (splits / "train-images.npy").unlink()
-    with growing(splits / "train-images.npy", (times * len(images), *images.shape[1:]), "u1") as file:
+    with npy_writer(splits / "train-images.npy", (times * len(images), *images.shape[1:]), "u1") as file:
         for turn in range(times):
             chance = torch.Generator().manual_seed(turn)
             for some in torch.from_numpy(images).split(10_000):
-                file.write((warped(some, 10.0, 0.1, chance).byte() if turn else some).numpy())
+                file.write((random_affine(some, 10.0, 0.1, chance).byte() if turn else some).numpy())
     np.save(splits / "train-labels.npy", np.tile(labels, times))
     params = YAML(typ="safe", pure=True).load(project / "params.yaml")
     params["train"] |= {"epochs": 1, "min_steps": 1, "monitor": "none"}

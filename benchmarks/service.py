@@ -63,7 +63,7 @@ def request(body: bytes, kind: str) -> bytes:
 
 @contextmanager
 def service(flags: list[str]) -> Iterator[int]:
-    command = [sys.executable, "-m", "serve.service", "--model", str(MODEL), "--port", "0", *flags]
+    command = [sys.executable, "-m", "lockstep.service.app", "--model", str(MODEL), "--port", "0", *flags]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         found = re.search(r":(\d+)/", process.stdout.readline())
@@ -113,7 +113,7 @@ def eager(threads: int, seconds: float) -> list[float]:
 def in_torch(threads: int, seconds: float) -> None:
     import torch
 
-    from stages.common.weights import read_weights
+    from stages.network.weights import read_weights
 
     torch.set_num_threads(1)
     network, _ = read_weights(Path(WEIGHTS))

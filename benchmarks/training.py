@@ -22,8 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import ROOT, Results, describe, limit
 from benchmarks.published import PUBLISHED, train
-from stages.common.splits import read_about, read_images, read_labels
-from stages.common.weights import read_weights
+from stages.core.splits import read_images, read_labels, read_splits_info
+from stages.network.weights import read_weights
 
 OURS = ("quick", "standard", "native", "strong", "record")
 # Seeds by default; `record` takes long, and is measured when it is named.
@@ -115,7 +115,7 @@ def ours(name: str, seed: int, threads: int, folder: Path) -> dict[str, Any]:
     network, _ = read_weights(folder / "weights")
     if params["train"]["stem"] == "whitened":
         network.body[0].requires_grad_(False)
-    count, seconds = read_about(folder / "splits").counts["train"], float(found[2])
+    count, seconds = read_splits_info(folder / "splits").counts["train"], float(found[2])
     steps = int(found[1]) * params["train"]["batch"]
     return {
         "accuracy": accuracy(network, folder / "splits"),

@@ -9,13 +9,13 @@ from prefect import State, flow, get_run_logger
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.states import Completed, Failed
 
-from flows.dag import read_dag
-from flows.param_file import flat
+from flows.dvc.dag import read_dag
+from flows.dvc.params_file import flatten
+from flows.errors import FlowError
 from flows.pipeline import ROOT, outcome, rename, run_stages
 from flows.plan import read_lock
-from flows.problem import Problem
 from flows.report import load, summary, table
-from flows.terminal import main, run_here
+from flows.terminal import run_cli, run_flow
 from flows.workspace import scratch
 
 KEY = "lockstep-audit"
@@ -38,7 +38,7 @@ async def audit(tolerance: float = 0.005) -> State[Any]:
     try:
         async with scratch(ROOT, log.info) as root:
             state, report = await audited(root, tolerance)
-    except Problem as problem:
+    except FlowError as problem:
         state, report = Failed(message=str(problem)), str(problem)
     log.info(f"{state.name}: {state.message}")
     await acreate_markdown_artifact(f"## {state.name}: {state.message}\n\n{report}", KEY, state.message)
@@ -50,7 +50,7 @@ async def audited(root: Path, tolerance: float) -> tuple[State[Any], str]:
     """What came of it, and the outputs one by one."""
     committed, machine, metrics = await checksums(root), read_machine(root), read_metrics(root)
     traces = read_traces(root)
-    first = await anew(root)
+    first = await rerun_all(root)
     differ = [path for path in committed if first.get(path) != committed[path]]
     report = table(["output", "dvc.lock", "anew"], [[path, committed[path], first.get(path, "")] for path in committed])
     if not differ:
@@ -63,9 +63,9 @@ async def audited(root: Path, tolerance: float) -> tuple[State[Any], str]:
         where = locate_difference(root, differ, traces)
         return Failed(message=f"Bytes differ from those of dvc.lock: {', '.join(differ)}; {where}"), report
     traces = read_traces(root)
-    second = await anew(root)
+    second = await rerun_all(root)
     unequal = [path for path in first if first[path] != second.get(path)]
-    far = list(beyond(metrics, read_metrics(root), tolerance))
+    far = list(metric_drift(metrics, read_metrics(root), tolerance))
     where = f"on another machine than the recorded one ({', '.join(changes)})"
     if unequal:
         begun = locate_difference(root, unequal, traces)
@@ -128,11 +128,11 @@ def read_traces(root: Path) -> dict[str, Trace]:
     return traces
 
 
-async def anew(root: Path) -> Sums:
+async def rerun_all(root: Path) -> Sums:
     """Run every stage; the checksums of what they made."""
     rows, _ = await run_stages(root, (), None, True, {})
     if not outcome(rows).is_completed():
-        raise Problem(f"A stage failed, so nothing was compared: {summary(rows)}")
+        raise FlowError(f"A stage failed, so nothing was compared: {summary(rows)}")
     return await checksums(root)
 
 
@@ -149,10 +149,10 @@ def read_machine(root: Path) -> dict[str, Any]:
 
 def read_metrics(root: Path) -> dict[str, Any]:
     files = [file for stage in read_dag(root).stages.values() for file in stage.metrics]
-    return {f"{Path(file).stem}.{name}": value for file in files for name, value in flat(load(root / file)).items()}
+    return {f"{Path(file).stem}.{name}": value for file in files for name, value in flatten(load(root / file)).items()}
 
 
-def beyond(old: Mapping[str, Any], new: Mapping[str, Any], tolerance: float) -> Iterator[str]:
+def metric_drift(old: Mapping[str, Any], new: Mapping[str, Any], tolerance: float) -> Iterator[str]:
     """Floats and booleans that are too far away. Whole numbers, which count something, are not compared."""
     for name, before in old.items():
         after = new.get(name)
@@ -169,8 +169,8 @@ def command(*, tolerance: float = 0.005) -> None:
     tolerance
         How far a metric may be from the committed one, where the machine is another.
     """
-    raise SystemExit(run_here(audit, tolerance=tolerance))
+    raise SystemExit(run_flow(audit, tolerance=tolerance))
 
 
 if __name__ == "__main__":
-    main(command, "python -m flows.audit")
+    run_cli(command, "python -m flows.audit")

@@ -16,7 +16,7 @@ def environment() -> dict[str, str]:
     }
 
 
-def run(command: Sequence[str], root: Path, *, quiet: bool = False) -> int:
+def run_command(command: Sequence[str], root: Path, *, quiet: bool = False) -> int:
     """The exit status of the command; `quiet`: it shows nothing and asks nothing."""
     nothing = subprocess.DEVNULL if quiet else None
     done = subprocess.run(
@@ -25,7 +25,7 @@ def run(command: Sequence[str], root: Path, *, quiet: bool = False) -> int:
     return done.returncode
 
 
-def overrides(params: Mapping[str, object]) -> list[str]:
+def set_param_flags(params: Mapping[str, object]) -> list[str]:
     """The -S flags of `dvc exp run` that set these params."""
     return [flag for name, value in params.items() for flag in ("-S", f"{name}={plain(value)}")]
 

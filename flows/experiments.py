@@ -19,14 +19,14 @@ from pydantic import Field
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from flows.dag import read_dag
-from flows.dvc import dvc
-from flows.environment import overrides, run
-from flows.lock_file import repair_lockfile
-from flows.param_file import changed, parsed
-from flows.parameters import check
-from flows.problem import Problem
-from flows.terminal import main, run_here
+from flows.dvc.command import dvc
+from flows.dvc.dag import read_dag
+from flows.dvc.lock_file import repair_lockfile
+from flows.dvc.params_file import parse_overrides, with_changes
+from flows.environment import run_command, set_param_flags
+from flows.errors import FlowError
+from flows.parameters import validate_params
+from flows.terminal import run_cli, run_flow
 
 ROOT = Path(__file__).parent.parent
 KEY = "lockstep-sweep"
@@ -53,8 +53,10 @@ async def sweep(
         points = chosen(names or [], grid or {})
         await repair_lockfile(ROOT, read_dag(ROOT), log.info)
         for params in points.values():
-            await check(ROOT, changed(ROOT / "params.yaml", params), sorted({name.split(".")[0] for name in params}))
-    except Problem as problem:
+            await validate_params(
+                ROOT, with_changes(ROOT / "params.yaml", params), sorted({name.split(".")[0] for name in params})
+            )
+    except FlowError as problem:
         log.error(str(problem))
         return Failed(message=str(problem))
     states = dict(zip(points, await asyncio.gather(*(point(*item, turn) for item in points.items())), strict=True))
@@ -74,7 +76,7 @@ async def point(name: str, params: dict[str, Any], turn: asyncio.Semaphore) -> S
         async with turn:
             say = get_run_logger().info
             await dvc(["exp", "remove", new], ROOT)  # what a run that was killed may have left
-            done = await dvc(["exp", "run", "--temp", "--name", new, *overrides(params)], ROOT, say=say, wait=say)
+            done = await dvc(["exp", "run", "--temp", "--name", new, *set_param_flags(params)], ROOT, say=say, wait=say)
             if not done.status:
                 done = await dvc(["exp", "rename", "--force", new, name], ROOT, say=say, wait=say)
         if done.status:
@@ -96,9 +98,9 @@ def chosen(names: list[str], grid: Mapping[str, list[Any]]) -> Points:
             if unknown
             else "name the experiments to run, or --all, or a grid"
         )
-        raise Problem(f"{what}; experiments.yaml has {', '.join(known)}")
+        raise FlowError(f"{what}; experiments.yaml has {', '.join(known)}")
     if empty := [key for key, values in grid.items() if not values]:
-        raise Problem(f"{', '.join(empty)}: no values to combine")
+        raise FlowError(f"{', '.join(empty)}: no values to combine")
     points = {name.replace("_", "-"): known[name] for name in names}
     for values in itertools.product(*grid.values()) if grid else []:
         params = dict(zip(grid, values, strict=True))
@@ -114,11 +116,11 @@ def read_experiments(root: Path) -> Points:
     try:
         content = YAML(typ="safe", pure=True).load(path) or {}
     except OSError as error:
-        raise Problem(f"{path.name}: {error.strerror}: it has the sets of params that have a name") from error
+        raise FlowError(f"{path.name}: {error.strerror}: it has the sets of params that have a name") from error
     except YAMLError as error:
-        raise Problem(f"{path.name}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise FlowError(f"{path.name}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not all(isinstance(of, dict | None) for of in content.values()):
-        raise Problem(f"{path.name}: each entry is a set of params, as in 'name: {{train.epochs: 3}}'")
+        raise FlowError(f"{path.name}: each entry is a set of params, as in 'name: {{train.epochs: 3}}'")
     return {str(name): of or {} for name, of in content.items()}
 
 
@@ -157,13 +159,13 @@ def command(
     limit
         How many run side by side.
     """
-    values = {name: value if isinstance(value, list) else [value] for name, value in parsed(grid).items()}
+    values = {name: value if isinstance(value, list) else [value] for name, value in parse_overrides(grid).items()}
     known = [*read_experiments(ROOT)] if every else [*names]
     points = chosen(known, values)
-    status = run_here(sweep, names=known, grid=values, limit=limit)
-    run(["dvc", "exp", "show", "--no-pager", "--md", "--only-changed", "--drop", dropped(points)], ROOT)
+    status = run_flow(sweep, names=known, grid=values, limit=limit)
+    run_command(["dvc", "exp", "show", "--no-pager", "--md", "--only-changed", "--drop", dropped(points)], ROOT)
     sys.exit(status)
 
 
 if __name__ == "__main__":
-    main(command, "python -m flows.experiments")
+    run_cli(command, "python -m flows.experiments")

@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from flows.dag import read_dag
-from flows.param_file import load
-from flows.problem import Problem
+from flows.dvc.dag import read_dag
+from flows.dvc.params_file import load
+from flows.errors import FlowError
 from flows.process import follow
 
 PLAIN: dict[type, Any] = {bool: bool, str: str, list: list[Any]}  # ruamel reads texts and numbers as types of its own
@@ -27,7 +27,7 @@ def stage_names(root: Path) -> Any:
     """The type of a stage's name; any text where dvc.yaml cannot be read, which the run itself then says."""
     try:
         return Literal[tuple(read_dag(root).stages)]
-    except Problem:
+    except FlowError:
         return str
 
 
@@ -35,7 +35,7 @@ def overrides(root: Path) -> type[Overrides]:
     """Overrides with a field for each param, which says what it does and what it is now."""
     try:
         content = load(YAML(), root / "params.yaml")
-    except Problem:
+    except FlowError:
         return Overrides
     sections: dict[str, Any] = {
         name: (create_model(name, __base__=Overrides, **fields(keys)) | None, None)
@@ -64,7 +64,7 @@ def comment(section: CommentedMap, key: str) -> str:
     return tokens[2].value.strip("# \n") if tokens and tokens[2] else ""
 
 
-async def check(root: Path, text: str, stages: Sequence[str]) -> None:
+async def validate_params(root: Path, text: str, stages: Sequence[str]) -> None:
     """Hold a params file's text against the sections of these stages."""
     if not stages:
         return
@@ -73,4 +73,4 @@ async def check(root: Path, text: str, stages: Sequence[str]) -> None:
         file.write_text(text, encoding="utf-8")
         done = await follow(["python", "-m", "stages", "--params", str(file), *stages], root)
     if done.status:
-        raise Problem("\n".join(done.lines).replace(str(file), file.name))
+        raise FlowError("\n".join(done.lines).replace(str(file), file.name))

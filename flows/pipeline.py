@@ -18,28 +18,28 @@ from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 
-from flows.dag import Dag, Stage, read_dag, select
-from flows.dvc import dvc
-from flows.lock_file import check_lockfile, committed_lock, missing_entries, repair_lockfile
-from flows.param_file import changed, flat, parsed, read_params, write_params
-from flows.parameters import check, overrides, stage_names
+from flows.dvc.command import dvc
+from flows.dvc.dag import Dag, Stage, read_dag, select
+from flows.dvc.lock_file import check_lockfile, committed_lock, missing_entries, repair_lockfile
+from flows.dvc.params_file import flatten, parse_overrides, read_params, with_changes, write_params
+from flows.errors import FlowError
+from flows.parameters import overrides, stage_names, validate_params
 from flows.plan import (
     LOST,
     Entry,
     Plan,
     dvc_status,
-    happened,
-    in_order,
+    explain_run,
     lock_names,
     make_plan,
+    needs_validation,
     read_lock,
+    sort_lockfile,
     split_entries,
-    unchecked,
 )
-from flows.problem import Problem
 from flows.process import Ended
 from flows.report import EXITED, HINTS, Row, publish, result_table, row, summary, title
-from flows.terminal import main, run_here
+from flows.terminal import run_cli, run_flow
 from flows.workspace import Where, workspace
 
 ROOT = Path(__file__).parent.parent
@@ -71,7 +71,9 @@ async def pipeline(
         commit_to: the branch that a changed dvc.lock is committed to; it needs a clone
     """
     log = get_run_logger()
-    changes = {name: value for name, value in flat(params.model_dump() if params else {}).items() if value is not None}
+    changes = {
+        name: value for name, value in flatten(params.model_dump() if params else {}).items() if value is not None
+    }
     try:
         async with workspace(ROOT, where, commit_to, log.info) as place:
             rows, logs = await run_stages(place.path, only, from_stage, force, changes)
@@ -82,7 +84,7 @@ async def pipeline(
                 await place.keep(commit_to, summary(rows), log.info)
                 log.info(result_table(place.path) or "There is no result yet: not all stages have run")
             return state
-    except Problem as problem:
+    except FlowError as problem:
         log.error(str(problem))
         return Failed(message=str(problem))
 
@@ -95,7 +97,7 @@ async def run_stages(
     await repair_lockfile(root, dag, log.info)
     plan = await checked_plan(root, dag, select(dag, only, first), force, changes, log.info)
     if changes:
-        write_params(root / "params.yaml", changed(root / "params.yaml", changes))
+        write_params(root / "params.yaml", with_changes(root / "params.yaml", changes))
     log.info(f"{plan}\n")
     await rename(title(plan))
     run = Run(root, dag, plan, force, ROOT / "logs" / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}-{flow_run.id[:8]}")
@@ -108,7 +110,7 @@ async def run_stages(
         if several.subgroup(TerminationSignal):
             raise TerminationSignal(signal.SIGTERM) from None
         raise
-    await in_order(root, dag, known)
+    await sort_lockfile(root, dag, known)
     rows = [row(name, done.result(), run.seconds.get(name)) for name, done in run.states.items()]
     log.info("\n" + "\n".join(map(str, rows)) + "\n")
     return rows, run.logs
@@ -123,12 +125,12 @@ async def checked_plan(
     wait: Callable[[str], None],
 ) -> Plan:
     """What will run, once all params are known to be right."""
-    text = changed(root / "params.yaml", changes)
-    params = {**flat(read_params(root / "params.yaml")), **changes}
+    text = with_changes(root / "params.yaml", changes)
+    params = {**flatten(read_params(root / "params.yaml")), **changes}
 
     async def reading() -> dict[str, Entry]:
         recorded = await read_lock(root)
-        await check(root, text, unchecked(dag, selected, recorded, params))
+        await validate_params(root, text, needs_validation(dag, selected, recorded, params))
         return recorded
 
     if force:
@@ -197,7 +199,7 @@ class Run:
         )
         self.seconds[stage.name] = self.seconds.get(stage.name, 0.0) + time.monotonic() - started
         after = (await read_lock(self.root, stage.name)).get(stage.name)
-        why = reason if self.force or reason == LOST else happened(recorded, after) or reason
+        why = reason if self.force or reason == LOST else explain_run(recorded, after) or reason
         state = self.ended(stage, done, why)
         log.info(f"Ends: {state.name} after {self.seconds[stage.name]:.1f} s")
         return state
@@ -272,18 +274,18 @@ def command(
     plan
         Print what would run and why, and run nothing.
     """
-    dag, changes = read_dag(ROOT), parsed(set_)
+    dag, changes = read_dag(ROOT), parse_overrides(set_)
     if only == ():
-        raise Problem(f"--only: name the stages to run; dvc.yaml has {', '.join(dag.stages)}")
+        raise FlowError(f"--only: name the stages to run; dvc.yaml has {', '.join(dag.stages)}")
     chosen = select(dag, only or (), from_)
-    changed(ROOT / "params.yaml", changes)  # all of them are there
+    with_changes(ROOT / "params.yaml", changes)  # all of them are there
     if plan:
         if where != "tree" or commit_to:
-            raise Problem("--plan looks at the project's folder and runs nothing: leave --where and --commit-to out")
+            raise FlowError("--plan looks at the project's folder and runs nothing: leave --where and --commit-to out")
         asyncio.run(check_lockfile(ROOT, dag))
         print(asyncio.run(checked_plan(ROOT, dag, chosen, force, changes, print)))
         return
-    status = run_here(
+    status = run_flow(
         pipeline,
         only=only or (),
         from_stage=from_,
@@ -296,4 +298,4 @@ def command(
 
 
 if __name__ == "__main__":
-    main(command, "python -m flows.pipeline")
+    run_cli(command, "python -m flows.pipeline")

@@ -11,10 +11,10 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from flows.dag import Dag, Stage
-from flows.dvc import dvc, quiet
-from flows.param_file import flat
-from flows.problem import Problem
+from flows.dvc.command import dvc, hold_dvc_lock
+from flows.dvc.dag import Dag, Stage
+from flows.dvc.params_file import flatten
+from flows.errors import FlowError
 
 LOST = "missing from dvc.lock, present in the last commit's"
 NAMED = 3  # changes of a kind that are named; of more, their number is
@@ -57,7 +57,7 @@ def make_plan(
     return Plan(reasons)
 
 
-def unchecked(
+def needs_validation(
     dag: Dag, selected: tuple[str, ...], recorded: Mapping[str, Entry], params: Mapping[str, Any]
 ) -> list[str]:
     """The stages whose params are not those of their last run, which proved them right."""
@@ -91,7 +91,7 @@ def planned(status: list[Any], entry: Entry | None, params: Mapping[str, Any], m
     yield from named("params in", [path for path in others if path != "params.yaml"])
 
 
-def happened(before: Entry | None, after: Entry | None) -> str:
+def explain_run(before: Entry | None, after: Entry | None) -> str:
     """Why a stage ran, from its two entries in dvc.lock; nothing if what it ran on is the same."""
     if before is None or after is None:
         return "never ran"
@@ -125,18 +125,18 @@ def of_stage(params: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
 
 
 def locked_params(entry: Entry) -> dict[str, Any]:
-    return flat(entry.get("params", {}).get("params.yaml", {}))
+    return flatten(entry.get("params", {}).get("params.yaml", {}))
 
 
 async def read_lock(root: Path, *names: str) -> dict[str, Entry]:
     """What dvc.lock says of these stages, or of all."""
-    async with quiet(root):
+    async with hold_dvc_lock(root):
         _, entries = lock_entries(root)
     wanted = [text for name, text in entries.items() if not names or name in names]
     try:
         stages: dict[str, Entry] = await asyncio.to_thread(YAML(typ="safe", pure=True).load, "".join(wanted)) or {}
     except YAMLError as error:
-        raise Problem(f"dvc.lock: not valid YAML (a merge's conflict?): {' '.join(str(error).split())}") from error
+        raise FlowError(f"dvc.lock: not valid YAML (a merge's conflict?): {' '.join(str(error).split())}") from error
     return stages
 
 
@@ -168,13 +168,13 @@ async def dvc_status(root: Path, wait: Callable[[str], None]) -> dict[str, list[
         if line.startswith("{"):
             content: dict[str, list[Any]] = json.loads(line)
             return content
-    raise Problem("\n".join(line for line in done.lines if line.startswith("ERROR")) or "\n".join(done.lines[-3:]))
+    raise FlowError("\n".join(line for line in done.lines if line.startswith("ERROR")) or "\n".join(done.lines[-3:]))
 
 
-async def in_order(root: Path, dag: Dag, known: Sequence[str]) -> None:
+async def sort_lockfile(root: Path, dag: Dag, known: Sequence[str]) -> None:
     """Put dvc.lock's new stages in the order in which `dvc repro` adds them: side by side they end as they please."""
     places = {name: place for place, name in enumerate([*known, *(name for name in dag.stages if name not in known)])}
-    async with quiet(root):
+    async with hold_dvc_lock(root):
         head, entries = lock_entries(root)
         ordered = sorted(entries, key=lambda name: places.get(name, len(places)))
         if ordered != [*entries]:

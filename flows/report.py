@@ -15,8 +15,8 @@ from prefect.artifacts import acreate_markdown_artifact
 from prefect.client.schemas import State
 from ruamel.yaml import YAML
 
-from flows.dag import Dag, read_dag
-from flows.param_file import flat, get_param
+from flows.dvc.dag import Dag, read_dag
+from flows.dvc.params_file import flatten, get_param
 from flows.plan import Plan
 from flows.process import follow
 
@@ -146,7 +146,7 @@ async def committed(root: Path, path: Path) -> dict[str, Any]:
 def numbers(text: str) -> dict[str, Any]:
     """A metrics file's values by name; JSON is YAML."""
     content = YAML(typ="safe", pure=True).load(text)
-    values = flat(content) if isinstance(content, dict) else {}
+    values = flatten(content) if isinstance(content, dict) else {}
     return {name: value for name, value in values.items() if not isinstance(value, list)}
 
 

@@ -13,18 +13,18 @@ from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 
 from flows import supervisor
 from flows.environment import environment
-from flows.problem import Problem
+from flows.errors import FlowError
 
 HOST = "127.0.0.1"
 STARTED = 90.0  # seconds in which a server must answer
 
 
-def serve() -> Callable[[], str] | None:
+def temporary_server() -> Callable[[], str] | None:
     """A temporary server if none is set."""
-    return None if PREFECT_API_URL.value() else start(free_port(), page=False)
+    return None if PREFECT_API_URL.value() else start_server(free_port(), page=False)
 
 
-def start(port: int, *, page: bool) -> Callable[[], str]:
+def start_server(port: int, *, page: bool) -> Callable[[], str]:
     """Start a server; what is given back waits until it answers, and gives its address.
 
     It lives as long as this process, however that ends, so that Prefect's last words at exit still reach it.
@@ -43,7 +43,7 @@ def start(port: int, *, page: bool) -> Callable[[], str]:
         stderr=DEVNULL,
         start_new_session=True,
     )
-    return lambda: answered(process, url)
+    return lambda: wait_ready(process, url)
 
 
 def home() -> dict[str, str]:
@@ -57,13 +57,13 @@ def home() -> dict[str, str]:
     return {}
 
 
-def answered(process: Popen[bytes], url: str) -> str:
+def wait_ready(process: Popen[bytes], url: str) -> str:
     deadline = time.monotonic() + STARTED
     while process.poll() is None and time.monotonic() < deadline:
         if answers(url):
             return url
         time.sleep(0.1)
-    raise Problem(
+    raise FlowError(
         "the temporary Prefect server does not start: `prefect server start` says why, or set PREFECT_API_URL"
     )
 

@@ -13,17 +13,17 @@ from prefect import State
 from prefect.exceptions import TerminationSignal
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.problem import Problem
-from flows.server import serve
+from flows.errors import FlowError
+from flows.server import temporary_server
 
 LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
 
 
-def main(command: Callable[..., None], name: str) -> NoReturn:
+def run_cli(command: Callable[..., None], name: str) -> NoReturn:
     """Run a command with the command line's flags, and exit."""
     try:
         App(name=name, default_command=command, result_action="return_none")()
-    except Problem as problem:
+    except FlowError as problem:
         sys.exit(f"{name.rpartition('.')[2]}: {problem}")
     except RuntimeError as error:
         if "Failed to reach API" not in str(error):
@@ -37,12 +37,12 @@ def main(command: Callable[..., None], name: str) -> NoReturn:
     sys.exit(0)
 
 
-def run_here(run: Any, temporary: Callable[[], str] | None = None, **parameters: Any) -> int:
+def run_flow(run: Any, temporary: Callable[[], str] | None = None, **parameters: Any) -> int:
     """The exit status of a run of the flow in this process, whose lines this terminal shows.
 
     TEMPORARY is a server that was started before.
     """
-    temporary = temporary or serve()
+    temporary = temporary or temporary_server()
     lines()
     with ExitStack() as stack:
         if temporary:
@@ -63,7 +63,7 @@ class Lines(logging.StreamHandler[Any]):
     """What this project's flows log, each line of a task headed by its name."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return Path(record.pathname).parent == Path(__file__).parent
+        return Path(__file__).parent in Path(record.pathname).parents
 
     def format(self, record: logging.LogRecord) -> str:
         name = getattr(record, "task_run_name", None)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from flows.dvc import dvc, dvc_tmp_dir, taken
-from flows.problem import Problem
+from flows.dvc.command import dvc, dvc_tmp_dir, try_lock
+from flows.errors import FlowError
 from flows.process import Ended, follow
 
 Where = Literal["tree", "clone"]
@@ -37,24 +37,24 @@ async def workspace(
     home: Path, where: Where, branch: str | None, say: Callable[[str], None]
 ) -> AsyncIterator[Workspace]:
     if branch and where == "tree":
-        raise Problem("commit_to needs where=clone: in the project's folder it is you who commits")
+        raise FlowError("commit_to needs where=clone: in the project's folder it is you who commits")
     if where == "tree":
         remove_left(home)
-        async with alone(home, say):
+        async with exclusive_run(home, say):
             yield Workspace(home, home, remote=False)
         return
     if branch:
         await git(home, "check-ref-format", "--branch", branch)
     if branch and await git(home, "branch", "--show-current") == [branch]:
-        raise Problem(f"commit_to: {branch} is checked out in the project's folder; name another branch")
-    with place(home) as path:
+        raise FlowError(f"commit_to: {branch} is checked out in the project's folder; name another branch")
+    with scratch_dir(home) as path:
         yield await clone(home, path, say)
 
 
 @asynccontextmanager
 async def scratch(home: Path, say: Callable[[str], None]) -> AsyncIterator[Path]:
     """A clone with what is there of the data, but with a cache of its own: what is made in it stays there."""
-    with place(home) as path:
+    with scratch_dir(home) as path:
         await clone(home, path, say)
         settings = {**await dvc_settings(home), "cache.dir": str(path / ".dvc" / "cache")}
         write_settings(path / ".dvc" / "config.local", settings)
@@ -62,11 +62,11 @@ async def scratch(home: Path, say: Callable[[str], None]) -> AsyncIterator[Path]
 
 
 @asynccontextmanager
-async def alone(home: Path, say: Callable[[str], None]) -> AsyncIterator[None]:
+async def exclusive_run(home: Path, say: Callable[[str], None]) -> AsyncIterator[None]:
     """While no other run works in the project's folder: they share params.yaml."""
     with (dvc_tmp_dir(home) / "lockstep.lock").open("w") as lock:
         told = False
-        while not taken(lock):
+        while not try_lock(lock):
             if not told:
                 say("Waiting for another run in this folder")
             told = True
@@ -109,7 +109,7 @@ def write_settings(file: Path, settings: Mapping[str, str]) -> None:
 
 
 @contextmanager
-def place(home: Path) -> Iterator[Path]:
+def scratch_dir(home: Path) -> Iterator[Path]:
     """A folder that no other run uses, removed afterwards; one that a killed run left is taken anew."""
     (folder := clones(home)).mkdir(exist_ok=True)
     remove_left(home)
@@ -135,7 +135,7 @@ def clones(home: Path) -> Path:
 def claim_folder(path: Path) -> Iterator[bool]:
     """Whether no other run holds the folder; if so, it is removed first and last. Its lock stays: others may wait."""
     with path.with_name(f"{path.name}.lock").open("w") as lock:
-        if free := taken(lock):
+        if free := try_lock(lock):
             shutil.rmtree(path, ignore_errors=True)
         try:
             yield free
@@ -151,7 +151,7 @@ async def commit(path: Path, home: Path, branch: str, message: str) -> None:
     for last in (False, False, True):  # another run may commit to the same branch meanwhile
         try:
             await commit_tree(path, home, branch, tree, message)
-        except Problem:
+        except FlowError:
             if last:
                 raise
         else:
@@ -173,12 +173,14 @@ async def git(folder: Path, *words: str) -> list[str]:
     done = await follow(["git", *words], folder)
     if done.status:
         needed = ": a run in a clone needs a git repository with a commit" if words[0] == "rev-parse" else ""
-        raise Problem(f"git {' '.join(words[:3])}: {' '.join(done.lines)}{needed}")
+        raise FlowError(f"git {' '.join(words[:3])}: {' '.join(done.lines)}{needed}")
     return list(done.lines)
 
 
 async def succeed(command: Awaitable[Ended], name: str) -> list[str]:
     done = await command
     if done.status:
-        raise Problem(f"{name}: {' '.join(line for line in done.lines if line.startswith('ERROR')) or done.lines[-1:]}")
+        raise FlowError(
+            f"{name}: {' '.join(line for line in done.lines if line.startswith('ERROR')) or done.lines[-1:]}"
+        )
     return list(done.lines)

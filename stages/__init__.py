@@ -3,9 +3,9 @@
 import os
 import sys
 
-from stages.common.arithmetic import configure, is_stage
-from stages.common.inputs import remember_source
+from stages.core.arithmetic import configure_environment, is_stage_command
+from stages.core.source import snapshot_source
 
-if is_stage(sys.orig_argv):  # here, since a stage's own module imports torch and numpy
-    configure(sys.orig_argv, os.environ)
-    remember_source()
+if is_stage_command(sys.orig_argv):  # here, since a stage's own module imports torch and numpy
+    configure_environment(sys.orig_argv, os.environ)
+    snapshot_source()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from cyclopts import App
 
-from stages.common.params import Machine, Section, read_section
-from stages.common.problem import Problem
+from stages.core.errors import StageError
+from stages.core.params import Machine, Section, read_section
 
 
 def check(*names: str, params: Path) -> None:
@@ -33,7 +33,7 @@ def problem(params: Path, name: str) -> str:
     try:
         for section in [Machine] if name == "machine" else sections(name):
             read_section(params, name, section)
-    except Problem as wrong:
+    except StageError as wrong:
         return str(wrong)
     return ""
 

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from stages.common import datasets
-from stages.common.command import run, say
-from stages.common.params import Section, read_section
+from stages.core.command import echo, run_stage
+from stages.core.params import Section, read_section
+from stages.sources import catalog as datasets
 
 
 class Download(Section):
-    dataset: datasets.Name
+    dataset: datasets.DatasetName
 
 
 def download(*, params: Path, own: Path, raw: Path, check: bool = False) -> None:
@@ -20,9 +20,9 @@ def download(*, params: Path, own: Path, raw: Path, check: bool = False) -> None
     if check:
         datasets.DATASETS[section.dataset].check(raw)
         return
-    datasets.fetch(section.dataset, raw, own)
-    say(f"{section.dataset}: complete in {raw}")
+    datasets.fetch_dataset(section.dataset, raw, own)
+    echo(f"{section.dataset}: complete in {raw}")
 
 
 if __name__ == "__main__":
-    run(download)
+    run_stage(download)

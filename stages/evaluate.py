@@ -8,16 +8,16 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from stages.common import quality
-from stages.common.command import run, say
-from stages.common.device import prepare
-from stages.common.models import Classifier
-from stages.common.params import Machine, Section, read_section
-from stages.common.pictures import RIGHT, WRONG, Captioned, grid, scatter
-from stages.common.problem import Problem
-from stages.common.splits import read_about, read_images, read_labels
-from stages.common.weights import check_fits, read_weights, short_hash
-from stages.common.whole import write_csv, write_json
+from stages.core.command import echo, run_stage
+from stages.core.device import prepare_device
+from stages.core.errors import StageError
+from stages.core.figures import RIGHT, WRONG, CaptionedImage, draw_grid, draw_scatter
+from stages.core.files import write_csv, write_json
+from stages.core.params import Machine, Section, read_section
+from stages.core.splits import read_images, read_labels, read_splits_info
+from stages.network.models import Classifier
+from stages.network.weights import check_weights_fit, read_weights, short_hash
+from stages.proof import quality
 
 
 class Evaluate(Section):
@@ -40,16 +40,16 @@ def evaluate(
 ) -> None:
     """Measure WEIGHTS on the test split of SPLITS; fails, after all is written, below `evaluate.min_accuracy`."""
     section, machine = read_section(params, "evaluate", Evaluate), read_section(params, "machine", Machine)
-    about = read_about(splits)
+    about = read_splits_info(splits)
     network, header = read_weights(weights)
-    check_fits(weights, header, about)
+    check_weights_fit(weights, header, about)
     images, labels = read_images(splits, "test"), read_labels(splits, "test")
-    probabilities, hidden = answers(network.to(prepare(machine)), images, section.tsne_images)
+    probabilities, hidden = predict(network.to(prepare_device(machine)), images, section.tsne_images)
     predicted = probabilities.argmax(axis=1)
-    bins = quality.reliability(probabilities, labels)
-    scores = quality.by_class(predicted, labels, len(about.classes))
+    bins = quality.reliability_bins(probabilities, labels)
+    scores = quality.class_scores(predicted, labels, len(about.classes))
     names = about.classes
-    low, high = quality.wilson(int((predicted == labels).sum()), len(labels))
+    low, high = quality.wilson_interval(int((predicted == labels).sum()), len(labels))
     numbers = {
         "accuracy": float((predicted == labels).mean()),
         "accuracy_low": low,
@@ -79,16 +79,16 @@ def evaluate(
     draw_first_nine(first_nine, images, labels, predicted, names)
     draw_mistakes(mistakes, images, labels, probabilities, names)
     draw_tsne(tsne, hidden, labels[: len(hidden)], names)
-    say(f"accuracy {numbers['accuracy']:.4f} ({low:.4f} to {high:.4f}) on {len(labels)} {about.dataset} test images")
+    echo(f"accuracy {numbers['accuracy']:.4f} ({low:.4f} to {high:.4f}) on {len(labels)} {about.dataset} test images")
     if numbers["accuracy"] < section.min_accuracy:
-        raise Problem(
+        raise StageError(
             f"accuracy {numbers['accuracy']:.4f} is below evaluate.min_accuracy {section.min_accuracy}; "
             f"the report is in {report}"
         )
 
 
 @torch.no_grad()
-def answers(network: Classifier, images: NDArray[np.uint8], shown: int) -> tuple[quality.Floats, quality.Floats]:
+def predict(network: Classifier, images: NDArray[np.uint8], shown: int) -> tuple[quality.Floats, quality.Floats]:
     """The probabilities of all images, and the last hidden layer of the first `shown`."""
     logits: list[torch.Tensor] = []
     hidden: list[torch.Tensor] = []
@@ -101,10 +101,10 @@ def answers(network: Classifier, images: NDArray[np.uint8], shown: int) -> tuple
 
 def draw_first_nine(path: Path, images: Any, labels: quality.Ints, predicted: quality.Ints, names: list[str]) -> None:
     cells = [
-        Captioned(image, f"{names[label]} → {names[guess]}", RIGHT if label == guess else WRONG)
+        CaptionedImage(image, f"{names[label]} → {names[guess]}", RIGHT if label == guess else WRONG)
         for image, label, guess in zip(images[:9], labels, predicted, strict=False)
     ]
-    grid(path, "The first nine test images: label → prediction", cells, columns=3)
+    draw_grid(path, "The first nine test images: label → prediction", cells, columns=3)
 
 
 def draw_mistakes(
@@ -114,10 +114,11 @@ def draw_mistakes(
     wrong = np.flatnonzero(predicted != labels)
     shown = wrong[np.argsort(-confidence[wrong], kind="stable")][:12]
     cells = [
-        Captioned(images[i], f"{names[labels[i]]} → {names[predicted[i]]}  {confidence[i]:.0%}", WRONG) for i in shown
+        CaptionedImage(images[i], f"{names[labels[i]]} → {names[predicted[i]]}  {confidence[i]:.0%}", WRONG)
+        for i in shown
     ]
     title = f"The most confident of {len(wrong)} mistakes: label → prediction"
-    grid(path, title if cells else "No mistakes", cells, columns=4)
+    draw_grid(path, title if cells else "No mistakes", cells, columns=4)
 
 
 def draw_tsne(path: Path, hidden: quality.Floats, labels: quality.Ints, names: list[str]) -> None:
@@ -125,7 +126,7 @@ def draw_tsne(path: Path, hidden: quality.Floats, labels: quality.Ints, names: l
 
     perplexity = min(30.0, (len(hidden) - 1) / 3)
     points = TSNE(perplexity=perplexity, init="pca", max_iter=500, random_state=0).fit_transform(hidden)
-    scatter(path, f"The last hidden layer on {len(hidden)} test images (t-SNE)", points, labels, names)
+    draw_scatter(path, f"The last hidden layer on {len(hidden)} test images (t-SNE)", points, labels, names)
 
 
 def rounded(*numbers: float) -> list[float]:
@@ -133,4 +134,4 @@ def rounded(*numbers: float) -> list[float]:
 
 
 if __name__ == "__main__":
-    run(evaluate)
+    run_stage(evaluate)

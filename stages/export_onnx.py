@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from stages.common.command import run, say
-from stages.common.device import prepare
-from stages.common.golden import write_golden
-from stages.common.models import Classifier
-from stages.common.onnx_file import BATCH, INPUT, IR_VERSION, LOGITS, PROBABILITIES, metadata
-from stages.common.params import Machine, Section, read_section
-from stages.common.parity import Answer
-from stages.common.splits import read_about, read_images, read_labels
-from stages.common.weights import Header, check_fits, read_weights
-from stages.common.whole import whole
+from stages.core.command import echo, run_stage
+from stages.core.device import prepare_device
+from stages.core.files import atomic_write
+from stages.core.params import Machine, Section, read_section
+from stages.core.splits import read_images, read_labels, read_splits_info
+from stages.network.models import Classifier
+from stages.network.weights import WeightsHeader, check_weights_fit, read_weights
+from stages.proof.golden import write_golden
+from stages.proof.onnx_file import BATCH, INPUT, IR_VERSION, LOGITS, PROBABILITIES, model_metadata
+from stages.proof.parity import Outputs
 
 
 class ExportOnnx(Section):
@@ -35,23 +35,23 @@ def export_onnx(*, params: Path, weights: Path, splits: Path, model: Path, golde
     """Write WEIGHTS as MODEL, and a GOLDEN sample of test images with the outputs expected of it."""
     section, machine = read_section(params, "export_onnx", ExportOnnx), read_section(params, "machine", Machine)
     network, header = read_weights(weights)
-    about = read_about(splits)
-    check_fits(weights, header, about)
-    prepare(machine.model_copy(update={"device": "cpu"}))
-    served = Served(network).eval()
-    proto = exported(served, header, section.opset)
-    strip(proto)
-    properties = metadata(header, weights, section.opset)
+    about = read_splits_info(splits)
+    check_weights_fit(weights, header, about)
+    prepare_device(machine.model_copy(update={"device": "cpu"}))
+    served = ExportModule(network).eval()
+    proto = export_graph(served, header, section.opset)
+    strip_debug_info(proto)
+    properties = model_metadata(header, weights, section.opset)
     onnx.helper.set_model_props(proto, properties)
     onnx.checker.check_model(proto, full_check=True)
     images, labels = read_images(splits, "test")[: section.golden], read_labels(splits, "test")[: section.golden]
-    with whole(model) as beside:
+    with atomic_write(model) as beside:
         beside.write_bytes(proto.SerializeToString(deterministic=True))
     write_golden(golden, images, labels, served.answer(images), header.classes, section.tolerance)
-    say(f"{model}: {model.stat().st_size} bytes, opset {section.opset}, onnxruntime {properties['onnxruntime']}")
+    echo(f"{model}: {model.stat().st_size} bytes, opset {section.opset}, onnxruntime {properties['onnxruntime']}")
 
 
-class Served(nn.Module):
+class ExportModule(nn.Module):
     """What a consumer gets: pixels to logits and probabilities."""
 
     def __init__(self, network: Classifier) -> None:
@@ -63,11 +63,11 @@ class Served(nn.Module):
         return logits, logits.softmax(1)
 
     @torch.no_grad()
-    def answer(self, images: NDArray[np.uint8]) -> Answer:
-        return Answer(*(part.numpy() for part in self(torch.from_numpy(images))))
+    def answer(self, images: NDArray[np.uint8]) -> Outputs:
+        return Outputs(*(part.numpy() for part in self(torch.from_numpy(images))))
 
 
-def exported(served: Served, header: Header, opset: int) -> onnx.ModelProto:
+def export_graph(served: ExportModule, header: WeightsHeader, opset: int) -> onnx.ModelProto:
     """The graph as torch's exporter makes it; its progress goes to the log's debug level, not to the terminal."""
     example = torch.zeros(2, header.channels, header.size, header.size, dtype=torch.uint8)  # one would fix the axis
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -90,7 +90,7 @@ def exported(served: Served, header: Header, opset: int) -> onnx.ModelProto:
     return proto
 
 
-def strip(proto: onnx.ModelProto) -> None:
+def strip_debug_info(proto: onnx.ModelProto) -> None:
     """Take out what differs from machine to machine and says where it was built: stack traces, doc strings, paths."""
     graph = proto.graph
     for part in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
@@ -101,4 +101,4 @@ def strip(proto: onnx.ModelProto) -> None:
 
 
 if __name__ == "__main__":
-    run(export_onnx)
+    run_stage(export_onnx)

@@ -11,14 +11,24 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from stages.common import datasets, pictures
-from stages.common.command import run, say
-from stages.common.decoding import scaled
-from stages.common.params import Section, read_section
-from stages.common.problem import Problem
-from stages.common.raw import Part, Raw
-from stages.common.splits import ABOUT, NAMES, About, Split, growing, read_images, read_labels, stratified
-from stages.common.whole import whole, write_json
+from stages.core import figures as pictures
+from stages.core.command import echo, run_stage
+from stages.core.errors import StageError
+from stages.core.files import atomic_write, write_json
+from stages.core.params import Section, read_section
+from stages.core.splits import (
+    INFO_FILE,
+    SPLIT_NAMES,
+    Split,
+    SplitsInfo,
+    npy_writer,
+    read_images,
+    read_labels,
+    stratified_mask,
+)
+from stages.sources import catalog as datasets
+from stages.sources.dataset import LabelledImages, RawData
+from stages.sources.decoding import resize_image
 
 
 class Preprocess(Section):
@@ -34,34 +44,34 @@ class Preprocess(Section):
 def preprocess(*, params: Path, raw: Path, splits: Path, samples: Path) -> None:
     """Turn the folder RAW into SPLITS, and draw labelled SAMPLES of it."""
     section = read_section(params, "preprocess", Preprocess)
-    source, data = datasets.read(raw)
+    source, data = datasets.read_raw(raw)
     classes: list[str] = source["classes"]
-    train, test = held_out(data, section)
+    train, test = split_test(data, section)
     check_labels(train, classes, "training")
     check_labels(test, classes, "test" if data.test else "held-out test (preprocess.test)")
-    carved = stratified(train.labels, section.validation, section.seed)
+    carved = stratified_mask(train.labels, section.validation, section.seed)
     check_left(train.labels[~carved], classes)
-    with whole(splits) as beside:
+    with atomic_write(splits) as beside:
         beside.mkdir()
-        kept = write(beside, train, {"train": ~carved, "validation": carved}, section)
-        kept |= write(beside, test, {"test": np.ones(len(test.labels), np.bool_)}, section)
+        kept = write_splits(beside, train, {"train": ~carved, "validation": carved}, section)
+        kept |= write_splits(beside, test, {"test": np.ones(len(test.labels), np.bool_)}, section)
         about = describe(source, section, kept)
-        write_json(beside / ABOUT, about.model_dump())
-        draw(samples, beside, about)
-    say(
+        write_json(beside / INFO_FILE, about.model_dump())
+        draw_samples(samples, beside, about)
+    echo(
         f"{about.dataset}: {about.counts}, {len(classes)} classes, mean {rounded(about.mean)}, std {rounded(about.std)}"
     )
 
 
-def held_out(data: Raw, section: Preprocess) -> tuple[Part, Part]:
+def split_test(data: RawData, section: Preprocess) -> tuple[LabelledImages, LabelledImages]:
     """The training and test data as published, or a seeded, stratified split of data that has none."""
     if data.test is not None:
         return data.train, data.test
-    taken = stratified(data.train.labels, section.test, section.seed)
+    taken = stratified_mask(data.train.labels, section.test, section.seed)
     return subset(data.train, ~taken), subset(data.train, taken)
 
 
-def subset(part: Part, chosen: NDArray[np.bool_]) -> Part:
+def subset(part: LabelledImages, chosen: NDArray[np.bool_]) -> LabelledImages:
     def images(channels: int) -> Iterator[NDArray[np.uint8]]:
         start = 0
         for block in part.images(channels):
@@ -69,25 +79,27 @@ def subset(part: Part, chosen: NDArray[np.bool_]) -> Part:
             start += len(block)
 
     where = np.flatnonzero(chosen)
-    return Part(part.labels[chosen], images, lambda i: part.name(where[i]), lambda i: part.label_name(where[i]))
+    return LabelledImages(
+        part.labels[chosen], images, lambda i: part.name(where[i]), lambda i: part.label_name(where[i])
+    )
 
 
-def check_labels(part: Part, classes: list[str], name: str) -> None:
+def check_labels(part: LabelledImages, classes: list[str], name: str) -> None:
     wrong = np.flatnonzero((part.labels < 0) | (part.labels >= len(classes)))
     if len(wrong):
         index = int(wrong[0])
-        raise Problem(
+        raise StageError(
             f"{part.label_name(index)}: {part.labels[index]} is no class; the labels go from 0 to {len(classes) - 1}"
         )
     if empty := missing(part.labels, classes):
-        raise Problem(
+        raise StageError(
             f"no image of the class {empty} among the {len(part.labels)} {name} images; add some, or remove the class"
         )
 
 
 def check_left(labels: NDArray[Any], classes: list[str]) -> None:
     if empty := missing(labels, classes):
-        raise Problem(f"no training image of the class {empty} is left: lower preprocess.validation")
+        raise StageError(f"no training image of the class {empty} is left: lower preprocess.validation")
 
 
 def missing(labels: NDArray[Any], classes: list[str]) -> str:
@@ -96,26 +108,28 @@ def missing(labels: NDArray[Any], classes: list[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Kept:
+class SplitStats:
     """What is known of a split once it is written."""
 
     by_class: NDArray[np.int64]  # images of each class
     histogram: NDArray[np.int64]  # (channels, 256): pixels of each value
 
 
-def write(folder: Path, part: Part, members: dict[Split, NDArray[np.bool_]], section: Preprocess) -> dict[Split, Kept]:
+def write_splits(
+    folder: Path, part: LabelledImages, members: dict[Split, NDArray[np.bool_]], section: Preprocess
+) -> dict[Split, SplitStats]:
     """Stream the images into the files of the splits that they are members of."""
-    kept: dict[Split, Kept] = {}
+    kept: dict[Split, SplitStats] = {}
     shape = (section.channels, section.size, section.size)
     with ExitStack() as stack:
         files = {}
         for split, chosen in members.items():
             labels = part.labels[chosen]
             np.save(folder / f"{split}-labels.npy", labels)
-            kept[split] = Kept(np.bincount(labels), np.zeros((section.channels, 256), np.int64))
-            files[split] = stack.enter_context(growing(folder / f"{split}-images.npy", (len(labels), *shape), "u1"))
+            kept[split] = SplitStats(np.bincount(labels), np.zeros((section.channels, 256), np.int64))
+            files[split] = stack.enter_context(npy_writer(folder / f"{split}-images.npy", (len(labels), *shape), "u1"))
         start = 0
-        for block in planes(part, section):
+        for block in to_nchw(part, section):
             for split, chosen in members.items():
                 images = block[chosen[start : start + len(block)]]
                 files[split].write(images)
@@ -125,34 +139,34 @@ def write(folder: Path, part: Part, members: dict[Split, NDArray[np.bool_]], sec
     return kept
 
 
-def planes(part: Part, section: Preprocess) -> Iterator[NDArray[np.uint8]]:
+def to_nchw(part: LabelledImages, section: Preprocess) -> Iterator[NDArray[np.uint8]]:
     """The images as blocks of (count, channels, size, size)."""
     done = 0
     for block in part.images(section.channels):
         if 0 in block.shape[1:]:
-            raise Problem(f"{part.name(done)}: has no pixels: {block.shape[1]} x {block.shape[2]}")
+            raise StageError(f"{part.name(done)}: has no pixels: {block.shape[1]} x {block.shape[2]}")
         if block.shape[1:3] != (section.size, section.size):
-            block = np.stack([scaled(image, section.size) for image in block]) if len(block) else block
+            block = np.stack([resize_image(image, section.size) for image in block]) if len(block) else block
         done += len(block)
         yield np.ascontiguousarray(block[:, None] if section.channels == 1 else np.moveaxis(block, -1, 1))
 
 
-def describe(source: dict[str, Any], section: Preprocess, kept: dict[Split, Kept]) -> About:
+def describe(source: dict[str, Any], section: Preprocess, kept: dict[Split, SplitStats]) -> SplitsInfo:
     mean, std = zip(*(mean_and_std(counts) for counts in kept["train"].histogram), strict=True)
     if 0 in std:
-        raise Problem("the training images are flat: one channel has the same value in every pixel of every image")
+        raise StageError("the training images are flat: one channel has the same value in every pixel of every image")
     by_class = {
         name: np.pad(part.by_class, (0, len(source["classes"]) - len(part.by_class))) for name, part in kept.items()
     }
-    return About(
+    return SplitsInfo(
         dataset=source["dataset"],
         origin=source["origin"],
         preparation=source["preparation"],
         classes=source["classes"],
         channels=section.channels,
         size=section.size,
-        counts={name: int(by_class[name].sum()) for name in NAMES},
-        counts_by_class={name: by_class[name].tolist() for name in NAMES},
+        counts={name: int(by_class[name].sum()) for name in SPLIT_NAMES},
+        counts_by_class={name: by_class[name].tolist() for name in SPLIT_NAMES},
         mean=list(mean),
         std=list(std),
     )
@@ -167,17 +181,17 @@ def mean_and_std(histogram: NDArray[np.int64]) -> tuple[float, float]:
     return total / number / 255, math.sqrt(number * squares - total * total) / number / 255
 
 
-def draw(path: Path, folder: Path, about: About) -> None:
+def draw_samples(path: Path, folder: Path, about: SplitsInfo) -> None:
     """Up to eight training images of each class, a row for each."""
     images, labels = read_images(folder, "train"), read_labels(folder, "train")
     shown = range(min(len(about.classes), 20))
     columns = int(min(8, *(np.sum(labels == label) for label in shown)))
     cells = [
-        pictures.Captioned(images[index], about.classes[label])
+        pictures.CaptionedImage(images[index], about.classes[label])
         for label in shown
         for index in np.flatnonzero(labels == label)[:columns]
     ]
-    pictures.grid(path, f"{about.dataset}: training images by class", cells, columns)
+    pictures.draw_grid(path, f"{about.dataset}: training images by class", cells, columns)
 
 
 def rounded(numbers: list[float]) -> str:
@@ -185,4 +199,4 @@ def rounded(numbers: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    run(preprocess)
+    run_stage(preprocess)

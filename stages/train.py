@@ -11,28 +11,28 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from stages.common.augmentation import shifted, warped
-from stages.common.batches import Batches
-from stages.common.calibration import fit_temperature
-from stages.common.checkpoint import Checkpoint, held, key
-from stages.common.command import run, say
-from stages.common.device import prepare, record
-from stages.common.history import COLUMNS, History
-from stages.common.models import Classifier, Name, build, whiten
-from stages.common.optimizers import Optimizer, Rule, Schedule, build_optimizer, share
-from stages.common.params import Machine, Section, read_section
-from stages.common.problem import Problem
-from stages.common.ranks import Ranks, joined, spawned
-from stages.common.splits import About, Split, read_about, read_images, read_labels
-from stages.common.trace import Trace
-from stages.common.weights import Header, parameters, write_weights
-from stages.common.whole import write_json
+from stages.core.command import echo, run_stage
+from stages.core.device import environment_record, prepare_device
+from stages.core.errors import StageError
+from stages.core.files import write_json
+from stages.core.params import Machine, Section, read_section
+from stages.core.splits import Split, SplitsInfo, read_images, read_labels, read_splits_info
+from stages.network.models import Classifier, ModelName, build_model, whiten_stem
+from stages.network.weights import WeightsHeader, parameter_count, write_weights
+from stages.training.augmentation import random_affine, random_shift
+from stages.training.batches import Batches
+from stages.training.calibration import fit_temperature
+from stages.training.checkpoint import Checkpoint, fingerprint, lock_folder
+from stages.training.distributed import ProcessGroup, distributed_context, launch_workers
+from stages.training.history import COLUMNS, History
+from stages.training.optimizers import Optimizer, OptimizerName, ScheduleName, lr_factor, make_optimizer
+from stages.training.trace import Trace
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Train(Section):
-    model: Name
+    model: ModelName
     width: int = Field(ge=1, le=4096)
     stem: Literal["learned", "whitened"]
     seed: int = Field(ge=0, lt=2**63)
@@ -41,14 +41,14 @@ class Train(Section):
     batch: int = Field(ge=1, le=1_000_000)
     shuffle: bool
     normalize: Literal["dataset", "none"]
-    optimizer: Rule
+    optimizer: OptimizerName
     learning_rate: float = Field(gt=0)
     muon_rate: float = Field(gt=0)
     momentum: float = Field(ge=0, lt=1)
     nesterov: bool
     betas: tuple[Beta, Beta] = Field(strict=False)
     weight_decay: float = Field(ge=0)
-    schedule: Schedule
+    schedule: ScheduleName
     warmup: float = Field(ge=0, le=1)
     label_smoothing: float = Field(ge=0, lt=1)
     shift: int = Field(ge=0)
@@ -85,25 +85,25 @@ def train(
     """Fit `train.model` to SPLITS; a killed training goes on from its checkpoint, and ends with the same bytes."""
     arguments = dict(locals())
     section, machine = read_section(params, "train", Train), read_section(params, "machine", Machine)
-    about = read_about(splits)
-    check(section, about)
-    if spawned("stages.train", arguments, section.processes):
+    about = read_splits_info(splits)
+    check_splits(section, about)
+    if launch_workers("stages.train", arguments, section.processes):
         return
-    device = prepare(machine)
+    device = prepare_device(machine)
     with (
-        joined(device, section.processes) as ranks,
-        ranks.places(weights, history, trace, report, environment, checkpoints) as places,
-        held(places[-1]),
+        distributed_context(device, section.processes) as ranks,
+        ranks.output_paths(weights, history, trace, report, environment, checkpoints) as places,
+        lock_folder(places[-1]),
     ):
         weights, history, trace, report, environment, checkpoints = places
-        made_on = record(machine, device)
+        made_on = environment_record(machine, device)
         images, labels = load(splits, "train", device)
-        network = fresh(section, about, images[:3000]).to(memory_format=torch.channels_last).to(device)
+        network = make_network(section, about, images[:3000]).to(memory_format=torch.channels_last).to(device)
         batches = Batches(images, labels, section.batch, section.shuffle, section.seed, ranks)
         steps = max(section.min_steps, round(section.epochs * batches.per_epoch))
         rows = History(history, steps, section.points, batches.per_epoch, ranks)
         work = {"params": section.model_dump(), "made_on": made_on}
-        checkpoint = Checkpoint(checkpoints, key(work, list(splits.iterdir())), checkpoint_seconds)
+        checkpoint = Checkpoint(checkpoints, fingerprint(work, list(splits.iterdir())), checkpoint_seconds)
         monitored = None if section.monitor == "none" else load(splits, section.monitor, device)
         traced = Trace(network, steps)
         started = time.perf_counter()
@@ -111,14 +111,14 @@ def train(
         seconds = time.perf_counter() - started
         if section.calibrate != "none":
             calibrate(network, *load(splits, section.calibrate, device))
-        write_weights(weights, network, Header.of(section.model, section.width, about, section.model_dump()))
+        write_weights(weights, network, WeightsHeader.of(section.model, section.width, about, section.model_dump()))
         traced.write(trace)
         write_json(report, summary(section, network, rows))
         write_json(environment, made_on)
         checkpoint.remove()
-    size, temperature = f"{parameters(network)} parameters", f"temperature {float(network.temperature):.3f}"
+    size, temperature = f"{parameter_count(network)} parameters", f"temperature {float(network.temperature):.3f}"
     took = f"{steps} steps in {seconds:.2f} s on {device.type}"
-    say(f"{section.model}: {size}, {took}, {temperature}; weights in {weights}")
+    echo(f"{section.model}: {size}, {took}, {temperature}; weights in {weights}")
 
 
 def fit(
@@ -129,58 +129,58 @@ def fit(
     history: History,
     trace: Trace,
     checkpoint: Checkpoint,
-    ranks: Ranks,
+    ranks: ProcessGroup,
 ) -> None:
     """Run the steps that a checkpoint does not have; leaves the network with its last, or its best, weights."""
-    optimizer = built(section, network)
-    done, best = resume(ranks.first(checkpoint.load()), network, optimizer, history, trace)
+    optimizer = build_optimizer(section, network)
+    done, best = resume(ranks.broadcast(checkpoint.load()), network, optimizer, history, trace)
     history.write()
-    forward = ranks.share(network)
+    forward = ranks.wrap_ddp(network)
     for step in tqdm(range(done, history.steps), initial=done, total=history.steps, unit="step", disable=None):
-        images, labels = batches.at(step)
-        images = augmented(section, images, batches.chance(step))
+        images, labels = batches.get(step)
+        images = augment(section, images, batches.augmentation_rng(step))
         with torch.autocast(images.device.type, torch.bfloat16, enabled=section.precision == "bfloat16"):
-            logits = answer(section, forward, images)
+            logits = forward_pass(section, forward, images)
             loss = functional.cross_entropy(logits, labels, label_smoothing=section.label_smoothing)
         network.zero_grad()
         loss.backward()
-        now = share(section.schedule, section.warmup, step, history.steps)
+        now = lr_factor(section.schedule, section.warmup, step, history.steps)
         optimizer.step(now)
-        history.note(step, now * section.learning_rate, loss, logits, labels)
+        history.record_step(step, now * section.learning_rate, loss, logits, labels)
         trace.record(step + 1)
-        if history.due(step):
-            ranks.equal(network)
+        if history.row_due(step):
+            ranks.sync_buffers(network)
             measured = measure(network, *monitored, section.label_smoothing) if monitored else None
-            history.add(step, now * section.learning_rate, measured)
+            history.add_row(step, now * section.learning_rate, measured)
             if section.keep == "best" and measured and (best is None or measured[1] > best["accuracy"]):
-                best = {"accuracy": measured[1], "weights": copied(network)}
-        if ranks.agreed(checkpoint.due, step):
+                best = {"accuracy": measured[1], "weights": copy_weights(network)}
+        if ranks.rank0_decides(checkpoint.due, step):
             state = {"network": network.state_dict(), "optimizer": optimizer.state(), "best": best}
             checkpoint.save({"steps": step + 1, "history": history.state(), "trace": trace.rows, **state})
     if best:
         network.load_state_dict(best["weights"])
     if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
-        raise Problem(f"the weights are not finite after step {history.steps}: lower train.learning_rate")
+        raise StageError(f"the weights are not finite after step {history.steps}: lower train.learning_rate")
 
 
-def check(section: Train, about: About) -> None:
+def check_splits(section: Train, about: SplitsInfo) -> None:
     if not about.counts["train"]:
-        raise Problem("the training split is empty: lower preprocess.validation")
+        raise StageError("the training split is empty: lower preprocess.validation")
     for name in ("monitor", "calibrate"):
         if getattr(section, name) == "validation" and not about.counts["validation"]:
             other = "none" if name == "monitor" else "train or none"
-            raise Problem(
+            raise StageError(
                 f"train.{name}: the validation split is empty: raise preprocess.validation, or set it to {other}"
             )
 
 
-def fresh(section: Train, about: About, images: Tensor) -> Classifier:
+def make_network(section: Train, about: SplitsInfo, images: Tensor) -> Classifier:
     torch.manual_seed(section.seed)
     plain = [0.0] * about.channels, [1.0] * about.channels
     mean, std = (about.mean, about.std) if section.normalize == "dataset" else plain
-    network = build(section.model, section.width, about.size, about.channels, len(about.classes), mean, std)
+    network = build_model(section.model, section.width, about.size, about.channels, len(about.classes), mean, std)
     if section.stem == "whitened":
-        whiten(network, images.cpu())
+        whiten_stem(network, images.cpu())
     return network
 
 
@@ -191,8 +191,8 @@ def load(splits: Path, split: Split, device: torch.device) -> tuple[Tensor, Tens
     )
 
 
-def built(section: Train, network: Classifier) -> Optimizer:
-    return build_optimizer(
+def build_optimizer(section: Train, network: Classifier) -> Optimizer:
+    return make_optimizer(
         section.optimizer,
         network,
         rate=section.learning_rate,
@@ -216,23 +216,23 @@ def resume(
         tensor.copy_(saved)
     history.restore(state["history"])
     trace.rows = state["trace"]
-    say(f"going on from step {state['steps']} of {history.steps}")
+    echo(f"going on from step {state['steps']} of {history.steps}")
     return state["steps"], state["best"]
 
 
-def augmented(section: Train, images: Tensor, chance: torch.Generator) -> Tensor:
+def augment(section: Train, images: Tensor, chance: torch.Generator) -> Tensor:
     if section.rotate or section.zoom:
-        images = warped(images, section.rotate, section.zoom, chance)
+        images = random_affine(images, section.rotate, section.zoom, chance)
     if section.shift:
-        images = shifted(images, section.shift, chance)
+        images = random_shift(images, section.shift, chance)
     return images
 
 
-def answer(section: Train, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+def forward_pass(section: Train, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     try:
         return network(images)
     except ValueError as error:  # batch norm asks for more than one number a channel
-        raise Problem(f"train.batch: {len(images)} is too few for {section.model} at this size: {error}") from None
+        raise StageError(f"train.batch: {len(images)} is too few for {section.model} at this size: {error}") from None
 
 
 @torch.no_grad()
@@ -257,7 +257,7 @@ def calibrate(network: Classifier, images: Tensor, labels: Tensor) -> None:
     network.train()
 
 
-def copied(network: Classifier) -> dict[str, Tensor]:
+def copy_weights(network: Classifier) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
 
@@ -268,8 +268,8 @@ def summary(section: Train, network: Classifier, history: History) -> dict[str, 
     numbers: dict[str, Any] = {name: kept[name] for name in ("step", "epoch", "loss", "accuracy")}
     if section.monitor != "none":
         numbers[section.monitor] = {name: kept[f"monitor_{name}"] for name in ("loss", "accuracy")}
-    return {**numbers, "parameters": parameters(network)}
+    return {**numbers, "parameters": parameter_count(network)}
 
 
 if __name__ == "__main__":
-    run(train)
+    run_stage(train)

@@ -11,19 +11,19 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from stages.common.certificate import CertifiedFiles, make_certificate, read_quality
-from stages.common.command import run, say
-from stages.common.device import prepare, read_record
-from stages.common.engines import LEVELS, REFERENCE, Configuration, replies
-from stages.common.golden import read_golden
-from stages.common.models import Classifier
-from stages.common.onnx_file import read_model, wrong_declarations
-from stages.common.params import Machine, Section, read_section
-from stages.common.parity import Answer, Difference, compare, few, sample
-from stages.common.problem import Problem
-from stages.common.splits import read_about, read_images, read_labels
-from stages.common.weights import check_fits, read_weights
-from stages.common.whole import write_csv, write_json
+from stages.core.command import echo, run_stage
+from stages.core.device import prepare_device, read_environment
+from stages.core.errors import StageError
+from stages.core.files import write_csv, write_json
+from stages.core.params import Machine, Section, read_section
+from stages.core.splits import read_images, read_labels, read_splits_info
+from stages.network.models import Classifier
+from stages.network.weights import check_weights_fit, read_weights
+from stages.proof.certificate import CertifiedFiles, make_certificate, read_quality
+from stages.proof.engines import LEVELS, REFERENCE, Configuration, run_onnx
+from stages.proof.golden import read_golden
+from stages.proof.onnx_file import read_model, wrong_declarations
+from stages.proof.parity import Difference, Outputs, compare_outputs, parity_sample, thin_sample
 
 COLUMNS = ("configuration", "engine", "level", "provider", "threads", "batch", "images", "logits_max", "logits_p999",
            "probabilities_max", "probabilities_p999", "flips", "flip_margin")  # fmt: skip
@@ -62,53 +62,53 @@ def validate_parity(
     files = CertifiedFiles(model, weights, golden, splits)
     hashes = files.hashes()
     network, header = read_weights(weights)
-    about = read_about(splits)
-    check_fits(weights, header, about)
+    about = read_splits_info(splits)
+    check_weights_fit(weights, header, about)
     proto, replay = read_model(model), read_golden(golden, header)
-    prepare(machine.model_copy(update={"device": "cpu"}))
+    prepare_device(machine.model_copy(update={"device": "cpu"}))
     test, labels = read_images(splits, "test"), read_labels(splits, "test")
-    pictures = {"test": test, "sample": sample(test, section.sample, section.seed)}
-    pictures["few"] = few(pictures["sample"], section.reference_images)
-    ours = {name: eager(network, images) for name, images in pictures.items()}
+    pictures = {"test": test, "sample": parity_sample(test, section.sample, section.seed)}
+    pictures["few"] = thin_sample(pictures["sample"], section.reference_images)
+    ours = {name: run_torch(network, images) for name, images in pictures.items()}
     rows: list[tuple[Configuration, int, Difference]] = []
     reasons = wrong_declarations(proto, header, weights)
-    for configuration in [] if reasons else ways(section, machine.threads):
+    for configuration in [] if reasons else configurations(section, machine.threads):
         try:
-            theirs = replies(proto, configuration, pictures[configuration.images])
+            theirs = run_onnx(proto, configuration, pictures[configuration.images])
         except Exception as error:  # ONNX Runtime's errors have no base class of their own
             reasons.append(f"{configuration}: cannot be run: {' '.join(str(error).split())}")
             break
-        difference = compare(ours[configuration.images], theirs)
+        difference = compare_outputs(ours[configuration.images], theirs)
         rows.append((configuration, len(pictures[configuration.images]), difference))
         reasons += [f"{configuration}: {reason}" for reason in difference.reasons(section.atol, section.margin)]
     if not reasons:
-        answer = replies(proto, Configuration("golden"), replay.images)
+        answer = run_onnx(proto, Configuration("golden"), replay.images)
         reasons += replay.differences(answer, header.classes, section.atol)
-    accuracy = round(hits(ours["test"], labels), 6)
+    accuracy = round(accuracy_of(ours["test"], labels), 6)
     bounds = {"configurations": len(rows), "images": len(test), "atol": section.atol, "margin": section.margin}
     write_csv(measured, COLUMNS, (row(*each) for each in rows))
     write_json(report, {"same": not reasons, **bounds, "accuracy": accuracy, "reasons": reasons})
     if reasons:
         more = f" (and {len(reasons) - 1} more in {report})" if len(reasons) > 1 else ""
-        raise Problem(f"{model} is not the network of {weights}: {reasons[0]}{more}")
-    proven, trained_on = read_quality(quality, weights), read_record(environment)
+        raise StageError(f"{model} is not the network of {weights}: {reasons[0]}{more}")
+    proven, trained_on = read_quality(quality, weights), read_environment(environment)
     if files.hashes() != hashes:
-        raise Problem(f"{model}, {weights}, {golden} or {splits} changed while they were compared: run it again")
+        raise StageError(f"{model}, {weights}, {golden} or {splits} changed while they were compared: run it again")
     write_json(certificate, make_certificate(hashes, about.dataset, about.origin, proven, bounds, trained_on))
     worst = max(difference.logits_max for _, _, difference in rows)
     flips = sum(difference.flips for _, _, difference in rows)
-    say(
+    echo(
         f"{model} is the network: {len(rows)} configurations, logits within {worst:.2g} here, {flips} flipped labels; "
         f"certified in {certificate}"
     )
 
 
-def ways(section: ValidateParity, threads: int) -> Iterator[Configuration]:
+def configurations(section: ValidateParity, threads: int) -> Iterator[Configuration]:
     """All that is tried: every level on the whole test split, every batch size and thread count on the sample."""
     available = onnxruntime.get_available_providers()
     providers = [provider for provider in section.providers if provider in available]
     if not providers:
-        raise Problem(
+        raise StageError(
             f"validate_parity.providers: none of {section.providers} is available here; there are {available}"
         )
     for provider in providers:
@@ -121,12 +121,12 @@ def ways(section: ValidateParity, threads: int) -> Iterator[Configuration]:
 
 
 @torch.no_grad()
-def eager(network: Classifier, images: NDArray[np.uint8]) -> Answer:
+def run_torch(network: Classifier, images: NDArray[np.uint8]) -> Outputs:
     logits = torch.cat([network(batch) for batch in torch.from_numpy(images).split(1000)])
-    return Answer(logits.numpy(), logits.softmax(1).numpy())
+    return Outputs(logits.numpy(), logits.softmax(1).numpy())
 
 
-def hits(answer: Answer, labels: NDArray[np.int64]) -> float:
+def accuracy_of(answer: Outputs, labels: NDArray[np.int64]) -> float:
     return float((answer.logits.argmax(axis=1) == labels).mean())
 
 
@@ -141,4 +141,4 @@ def number(value: float, digits: int = 3) -> float | None:
 
 
 if __name__ == "__main__":
-    run(validate_parity)
+    run_stage(validate_parity)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.common.arithmetic import PORTABLE
+from stages.core.arithmetic import PORTABLE
 
 os.environ.update(PORTABLE)  # before numpy and torch are imported
 

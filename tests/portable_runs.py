@@ -20,9 +20,9 @@ from typing import Any, get_args
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-from stages.common.arithmetic import PORTABLE, SPIN
+from stages.core.arithmetic import OPENMP_SPIN, PORTABLE
 
-os.environ.update({**PORTABLE, **SPIN})  # before numpy and torch are imported
+os.environ.update({**PORTABLE, **OPENMP_SPIN})  # before numpy and torch are imported
 
 import numpy as np
 import torch
@@ -30,14 +30,14 @@ from conftest import write_params, write_raw
 from PIL import Image
 from ruamel.yaml import YAML
 
-from stages.common.models import Name, build
-from stages.common.optimizers import Rule
-from stages.common.splits import read_about
-from stages.common.weights import Header, write_weights
+from stages.core.splits import read_splits_info
 from stages.evaluate import evaluate
 from stages.export_onnx import export_onnx
+from stages.network.models import ModelName, build_model
+from stages.network.weights import WeightsHeader, write_weights
 from stages.preprocess import preprocess
 from stages.train import train
+from stages.training.optimizers import OptimizerName
 from stages.validate_parity import validate_parity
 
 TABLE = ROOT / "tests" / "portable.json"
@@ -75,7 +75,7 @@ def trained(folder: Path, raw: Path, changes: dict[str, Any]) -> Path:
 
 def interrupted(folder: Path, raw: Path) -> Path:
     """As `trained` with the default recipe, but stopped in the middle, and gone on with from its checkpoint."""
-    from stages.common.checkpoint import Checkpoint
+    from stages.training.checkpoint import Checkpoint
 
     due, save = Checkpoint.due, Checkpoint.save
 
@@ -99,14 +99,14 @@ def proven(folder: Path, raw: Path) -> Path:
     params = write_params(folder / "params.yaml", RECIPE)
     splits, weights = folder / "splits", folder / "weights.safetensors"
     preprocess(params=params, raw=raw, splits=splits, samples=folder / "samples.png")
-    about = read_about(splits)
-    network = build("compact", 8, about.size, about.channels, len(about.classes), about.mean, about.std)
+    about = read_splits_info(splits)
+    network = build_model("compact", 8, about.size, about.channels, len(about.classes), about.mean, about.std)
     generator = np.random.Generator(np.random.PCG64(0))
     for name, tensor in network.state_dict().items():
         if name.endswith((".weight", ".bias")):
             tensor.copy_(torch.from_numpy(generator.integers(-128, 128, tuple(tensor.shape)) / 1024))
     network.temperature.fill_(0.4375)
-    write_weights(weights, network, Header.of("compact", 8, about, {}))
+    write_weights(weights, network, WeightsHeader.of("compact", 8, about, {}))
     made = {"params": params, "splits": splits, "weights": weights}
     model: Files = {"model": folder / "model.onnx", "golden": folder / "golden.json"}
     tables = {name: folder / f"{name}.csv" for name in ("predictions", "classes", "reliability")}
@@ -166,9 +166,9 @@ def runs() -> dict[str, Callable[[Path], Path]]:
     optimizers = {
         f"{model}-{rule}": {"train.model": model, "train.optimizer": rule, "train.weight_decay": 0.01}
         for model in ("compact", "reference_b")
-        for rule in get_args(Rule)
+        for rule in get_args(OptimizerName)
     }
-    networks = {f"network-{model}": {"train.model": model, "train.stem": "learned"} for model in get_args(Name)}
+    networks = {f"network-{model}": {"train.model": model, "train.stem": "learned"} for model in get_args(ModelName)}
     others = {
         "bfloat16": {"train.precision": "bfloat16"},
         "one-thread": {"machine.threads": 1},

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from conftest import QUICK, ROOT
 
-from flows.param_file import set_param
+from flows.dvc.params_file import set_param
 
 STAGES = ["download", "preprocess", "train", "evaluate", "export_onnx", "validate_parity"]
 Done = subprocess.CompletedProcess[str]

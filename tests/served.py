@@ -20,8 +20,8 @@ from conftest import ROOT, idx_bytes, write_params
 from PIL import Image
 from toys import until
 
-from serve.certificate import hash_content
-from stages.common.whole import write_json
+from lockstep.certificate import hash_content
+from stages.core.files import write_json
 
 
 @dataclass
@@ -66,11 +66,11 @@ class Service:
 
 @contextmanager
 def running(folder: Path, model: Path, *flags: str) -> Iterator[Service]:
-    """`python -m serve.service`, a process of its own, on a free port of loopback."""
+    """`python -m lockstep.service.app`, a process of its own, on a free port of loopback."""
     log = folder / "service.log"
     with log.open("wb") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "serve.service", "--model", str(model), "--port", "0", *flags],
+            [sys.executable, "-m", "lockstep.service.app", "--model", str(model), "--port", "0", *flags],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -104,15 +104,15 @@ def learn_handwriting(folder: Path) -> Path:
     """The proven model of a network that learnt scikit-learn's 1,797 handwritten digits, prepared as MNIST's were."""
     from sklearn.datasets import load_digits
 
-    from serve.facts import Facts
-    from serve.preparation import like_mnist
+    from lockstep.metadata import ModelMetadata
+    from lockstep.preparation import like_mnist
     from stages.evaluate import evaluate
     from stages.export_onnx import export_onnx
     from stages.preprocess import preprocess
     from stages.train import train
     from stages.validate_parity import validate_parity
 
-    facts = Facts(tuple("0123456789"), 1, 28, 28, "mnist", "digits", {})
+    facts = ModelMetadata(tuple("0123456789"), 1, 28, 28, "mnist", "digits", {})
     digits = load_digits()
     images = np.stack([like_mnist(enlarged(image), facts)[0] for image in digits.images])
     raw = folder / "raw"

@@ -10,7 +10,7 @@ from conftest import write_raw
 from PIL import Image
 from repositories import new_project, run
 
-from flows.param_file import set_param
+from flows.dvc.params_file import set_param
 
 pytestmark = [pytest.mark.slow, pytest.mark.ci]
 

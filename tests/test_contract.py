@@ -14,9 +14,9 @@ from typing import Any, get_type_hints
 import pytest
 from ruamel.yaml import YAML
 
-from flows.dag import read_dag
-from stages.common.device import LIBRARIES
-from stages.common.params import Machine, Section
+from flows.dvc.dag import read_dag
+from stages.core.device import LIBRARIES
+from stages.core.params import Machine, Section
 
 ROOT = Path(__file__).parent.parent
 DVC = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")
@@ -25,7 +25,7 @@ EXPERIMENTS = YAML(typ="safe", pure=True).load(ROOT / "experiments.yaml")
 STAGES = list(DVC["stages"])
 LOCAL = {"--checkpoints", "--measured"}  # flags whose files are of this machine: no product, and no out
 SOURCES = sorted([*(ROOT / "stages").rglob("*.py"), *(ROOT / "flows").rglob("*.py")])
-SERVE = sorted((ROOT / "serve").rglob("*.py"))
+CONSUMER = sorted((ROOT / "lockstep").rglob("*.py"))
 each_stage = pytest.mark.parametrize("name", STAGES)
 
 
@@ -222,71 +222,90 @@ def test_preprocess_imports_no_torch() -> None:
 
 
 WRITERS = {"write_text", "write_bytes", "save", "savefig", "copyfile"}
-# Writes into a folder or file that a `whole` block of the caller makes, or that is no output.
+# Writes into a folder or file that an `atomic_write` block of the caller makes, or that is no output.
 INNER = {
-    "own.py:fetch",
+    "image_folder.py:fetch",
     "published.py:fetch",
     "mirrors.py:copy",
-    "preprocess.py:write",
+    "preprocess.py:write_splits",
     "splits.py:__init__",
-    "checkpoint.py:held",
+    "checkpoint.py:lock_folder",
     "train.py:fit",  # a checkpoint's own save
 }
 
 
 @pytest.mark.parametrize("file", [file for file in SOURCES if "stages" in file.parts], ids=lambda file: file.name)
 def test_outputs_are_written_beside_their_place_and_then_renamed(file: Path) -> None:
-    def look(node: ast.AST, function: str, whole: bool) -> Iterator[str]:
+    def look(node: ast.AST, function: str, atomic: bool) -> Iterator[str]:
         if isinstance(node, ast.FunctionDef):
             function = node.name
         if isinstance(node, ast.With):
-            whole = whole or any("whole(" in ast.unparse(item.context_expr) for item in node.items)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and not whole:
+            atomic = atomic or any("atomic_write(" in ast.unparse(item.context_expr) for item in node.items)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and not atomic:
             writes = node.func.attr == "open" and any("w" in str(getattr(word, "value", "")) for word in node.args)
             if node.func.attr in WRITERS or writes:
                 yield f"{file.name}:{function}"
         for child in ast.iter_child_nodes(node):
-            yield from look(child, function, whole)
+            yield from look(child, function, atomic)
 
-    assert set(look(ast.parse(file.read_text()), "", whole=False)) <= INNER
+    assert set(look(ast.parse(file.read_text()), "", atomic=False)) <= INNER
 
 
 # 5. Who may import whom.
 
 
+# Each room of stages/ with the rooms that it may import.
+ROOMS: dict[str, set[str]] = {
+    "core": set(),
+    "sources": {"core"},
+    "network": {"core"},
+    "training": {"core", "network"},
+    "proof": {"core", "network"},
+}
+
+
+def test_every_folder_of_stages_is_a_room_of_the_plan() -> None:
+    assert {file.parent.name for file in (ROOT / "stages").glob("*/__init__.py")} == set(ROOMS)
+
+
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: file.relative_to(ROOT).as_posix())
 def test_imports_go_one_way(file: Path) -> None:
     tops = {module.split(".")[0] for module in imported(file)}
-    own = {module for module in imported(file) if module.split(".")[0] in ("stages", "flows", "serve")}
-    if file.parent.name == "flows":
-        assert not tops & {"stages", "torch", "onnx", "serve"}
-    elif file.parent.name == "common":
-        assert all(module.startswith("stages.common") for module in own)
-        assert not tops & {"dvc", "prefect"}
-    else:
-        assert all(module.startswith("stages.common") for module in own)
-        assert not tops & {"dvc", "prefect"}
+    if "flows" in file.parts:
+        assert not tops & {"stages", "torch", "onnx", "lockstep"}
+        return
+    assert not tops & {"dvc", "prefect", "flows"}
+    rooms = {module.split(".")[1] for module in imported(file) if module.startswith("stages.")}
+    allowed = ROOMS[file.parent.name] | {file.parent.name} if file.parent.name in ROOMS else set(ROOMS)
+    assert rooms <= allowed, f"{file.relative_to(ROOT)} may import stages.{', stages.'.join(sorted(allowed))} only"
 
 
-@pytest.mark.parametrize("file", SERVE, ids=lambda file: file.name)
+@pytest.mark.parametrize("file", CONSUMER, ids=lambda file: file.name)
 def test_what_consumes_the_model_imports_its_runtime_and_the_web_framework_alone(file: Path) -> None:
     tops = {module.split(".")[0] for module in imported(file)} - set(sys.stdlib_module_names)
     web = {"fastapi", "starlette", "uvicorn"}
-    assert tops <= {"serve", "numpy", "onnxruntime", "PIL"} | web
-    library = closure(ROOT / "serve" / "predict.py")
+    assert tops <= {"lockstep", "numpy", "onnxruntime", "PIL"} | web
+    library = closure(ROOT / "lockstep" / "predict.py")
     if file.relative_to(ROOT).as_posix() in library:
         assert not tops & web, "the library and the command need no web framework"
 
 
-# 6. A stage's deps are exactly its import closure, plus its data.
+# 6. A stage's deps are its own file, the rooms that it imports, and its data.
+
+
+def source_deps(name: str) -> set[str]:
+    """The files of stages/ itself and the rooms that importing a stage runs."""
+    return {"/".join(path.split("/")[:2]) for path in closure(ROOT / "stages" / f"{name}.py")}
 
 
 @each_stage
-def test_the_source_among_a_stages_deps_is_its_import_closure(name: str) -> None:
-    deps = paths(DVC["stages"][name]["deps"])
-    assert {path for path in deps if path.endswith(".py")} == closure(ROOT / "stages" / f"{name}.py")
-    data = {path for path in deps if not path.endswith(".py")}
-    assert data == set(flags(name).values()) - set(outs(name)) - {"params.yaml", *map(flags(name).get, LOCAL)}
+def test_a_stages_deps_are_its_own_file_the_rooms_that_it_imports_and_its_data(name: str) -> None:
+    deps = set(paths(DVC["stages"][name]["deps"]))
+    data = set(flags(name).values()) - set(outs(name)) - {"params.yaml", *map(flags(name).get, LOCAL)}
+    wanted = source_deps(name) | data
+    changes = [f"add the line '- {path}'" for path in sorted(wanted - deps)]
+    changes += [f"drop the line '- {path}'" for path in sorted(deps - wanted)]
+    assert not changes, f"dvc.yaml, stages.{name}.deps: {'; '.join(changes)}"
 
 
 def test_the_packages_own_files_hold_a_docstring_alone_but_for_what_must_precede_torch() -> None:

@@ -16,9 +16,9 @@ import pytest
 import torchvision
 from conftest import ROOT, Params, drawn_digits, idx_bytes
 
-from stages.common import mirrors
-from stages.common.problem import Unavailable
+from stages.core.errors import UnavailableError
 from stages.download import download
+from stages.sources import mirrors
 
 PAGE = b"<!DOCTYPE html><html>Please log in to this network</html>"
 
@@ -209,7 +209,7 @@ def test_without_a_mirror_the_stage_ends_soon_and_says_what_to_do(
     former = content(raw)
     publish("wrong", "html", "cut", "missing", "refusing", "silent")
     start = time.monotonic()
-    with pytest.raises(Unavailable) as caught:
+    with pytest.raises(UnavailableError) as caught:
         get("mnist")
     assert time.monotonic() - start < 5
     assert caught.value.status == 69
@@ -223,12 +223,12 @@ def program(site: Site, mirror: str) -> list[str]:
     """The stage as a command, with one mirror; torch, which takes seconds to import, is left out."""
     lines = [
         "from types import SimpleNamespace",
-        "from stages.common.command import run",
-        "from stages.common.published import Published",
+        "from stages.core.command import run_stage",
+        "from stages.sources.published import IdxDataset",
         "from stages.download import download",
         f"mnist = SimpleNamespace(resources={site.resources()}, mirrors=[{mirror!r}], classes=[])",
-        "Published.torchvision = lambda self: mnist",
-        "run(download)",
+        "IdxDataset.torchvision = lambda self: mnist",
+        "run_stage(download)",
     ]
     return [sys.executable, "-c", "\n".join(lines)]
 
@@ -268,7 +268,7 @@ def test_a_fetch_that_failed_goes_on_where_it_stopped(
     get: Get, site: Site, publish: Callable[..., None], tmp_path: Path
 ) -> None:
     publish("half")
-    with pytest.raises(Unavailable, match=r"delivered t10k-images-idx3-ubyte\.gz"):
+    with pytest.raises(UnavailableError, match=r"delivered t10k-images-idx3-ubyte\.gz"):
         get("mnist")
     assert not (tmp_path / "raw").exists()
     publish("good")
@@ -281,7 +281,7 @@ def test_a_failed_fetch_leaves_no_trace_in_another_data_set(
     get: Get, site: Site, publish: Callable[..., None], tmp_path: Path
 ) -> None:
     publish("half")
-    with pytest.raises(Unavailable):
+    with pytest.raises(UnavailableError):
         get("mnist")
     assert content(get("digits")) == content(get("digits", tmp_path / "fresh"))
 
@@ -365,7 +365,7 @@ def test_a_name_that_resolves_too_slowly_counts_as_silent(
     ended = threading.Event()
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: ended.wait())
     start = time.monotonic()
-    with pytest.raises(Unavailable, match="no answer in 0 s"):
+    with pytest.raises(UnavailableError, match="no answer in 0 s"):
         get("mnist")
     ended.set()
     assert time.monotonic() - start < 5
@@ -387,7 +387,7 @@ def test_check_asks_no_mirror_for_what_is_here(get: Get, site: Site, publish: Ca
 
 def test_check_fails_where_no_mirror_delivers(get: Get, site: Site, publish: Callable[..., None]) -> None:
     publish("wrong", "refusing")
-    with pytest.raises(Unavailable, match="make run DATASET=digits"):
+    with pytest.raises(UnavailableError, match="make run DATASET=digits"):
         get("mnist", check=True)
 
 

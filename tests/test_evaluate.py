@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from sklearn import metrics
 
-from stages.common.models import build
-from stages.common.problem import Problem
-from stages.common.splits import read_images, read_labels
-from stages.common.weights import Header, read_weights, write_weights
+from stages.core.errors import StageError
+from stages.core.splits import read_images, read_labels
 from stages.evaluate import evaluate
+from stages.network.models import build_model
+from stages.network.weights import WeightsHeader, read_weights, write_weights
 
 ROOT = Path(__file__).parent.parent
 PICTURES = {"first_nine": "first_nine.png", "mistakes": "mistakes.png", "tsne": "tsne.png"}
@@ -180,7 +180,7 @@ def test_below_the_floor_it_fails_with_all_written(imperfect: Path, made: Path, 
 def test_just_at_the_floor_it_passes(imperfect: Path, measured: Path, made: Path, tmp_path: Path, params: Any) -> None:
     accuracy = report(measured)["accuracy"]
     evaluated(tmp_path, params({"evaluate.min_accuracy": accuracy}), made / "splits", imperfect)
-    with pytest.raises(Problem, match=r"is below evaluate\.min_accuracy"):
+    with pytest.raises(StageError, match=r"is below evaluate\.min_accuracy"):
         evaluated(tmp_path, params({"evaluate.min_accuracy": accuracy + 0.001}), made / "splits", imperfect)
 
 
@@ -197,7 +197,7 @@ def test_a_test_split_smaller_than_the_picture_works(
 def test_weights_for_other_data_are_refused(
     name: str, value: Any, cut: Any, made: Path, tmp_path: Path, params: Any
 ) -> None:
-    with pytest.raises(Problem, match=f"trained for {name} .* but the splits have"):
+    with pytest.raises(StageError, match=f"trained for {name} .* but the splits have"):
         evaluated(tmp_path / "out", params(), cut(**{name: value}), made / "weights.safetensors")
     assert not (tmp_path / "out").exists()
 
@@ -214,8 +214,8 @@ def test_colour_images_of_classes_with_any_name_are_drawn_in_colour(first: str, 
              "channels": 3, "size": 28, "counts": {}, "counts_by_class": {}, "mean": [0.5], "std": [0.5]}  # fmt: skip
     (splits / "about.json").write_text(json.dumps(about))
     known = {name: about[name] for name in ("size", "channels", "classes", "dataset", "origin", "preparation")}
-    header = Header(architecture="reference_e", width=8, params={}, **known)  # type: ignore[arg-type]
-    write_weights(tmp_path / "w", build("reference_e", 8, 28, 3, 2, [0.5] * 3, [0.5] * 3), header)
+    header = WeightsHeader(architecture="reference_e", width=8, params={}, **known)  # type: ignore[arg-type]
+    write_weights(tmp_path / "w", build_model("reference_e", 8, 28, 3, 2, [0.5] * 3, [0.5] * 3), header)
     evaluated(tmp_path, params({"evaluate.min_accuracy": 0.0}), splits, tmp_path / "w")
     assert {row["actual"] for row in table(tmp_path / "predictions.csv")} == {first, "a very long class name"}
     with Image.open(tmp_path / "first_nine.png") as page:
@@ -224,10 +224,10 @@ def test_colour_images_of_classes_with_any_name_are_drawn_in_colour(first: str, 
 
 @pytest.mark.parametrize(("key", "value"), [("min_accuracy", 1.1), ("tsne_images", 5), ("gate", 1)])
 def test_a_param_that_is_not_right_is_named(key: str, value: Any, made: Path, tmp_path: Path, params: Any) -> None:
-    with pytest.raises(Problem, match=f"evaluate.{key}"):
+    with pytest.raises(StageError, match=f"evaluate.{key}"):
         evaluated(tmp_path, params({f"evaluate.{key}": value}), made / "splits", made / "weights.safetensors")
 
 
 def test_missing_weights_are_named(made: Path, tmp_path: Path, params: Any) -> None:
-    with pytest.raises(Problem, match="nowhere: missing; run `dvc repro train`"):
+    with pytest.raises(StageError, match="nowhere: missing; run `dvc repro train`"):
         evaluated(tmp_path, params(), made / "splits", tmp_path / "nowhere")

@@ -13,11 +13,11 @@ import onnxruntime
 import pytest
 import torch
 
-from stages.common.models import Name, build
-from stages.common.problem import Problem
-from stages.common.splits import read_about, read_images, read_labels
-from stages.common.weights import Header, read_weights, write_weights
+from stages.core.errors import StageError
+from stages.core.splits import read_images, read_labels, read_splits_info
 from stages.export_onnx import export_onnx
+from stages.network.models import ModelName, build_model
+from stages.network.weights import WeightsHeader, read_weights, write_weights
 
 ROOT = Path(__file__).parent.parent
 IR = {18: 8, 19: 9, 20: 9, 21: 10}  # https://onnx.ai/onnx/repo-docs/Versioning.html
@@ -141,7 +141,9 @@ def test_another_process_and_folder_write_the_same_bytes_and_one_line(made: Path
 
 
 @pytest.mark.parametrize("name", ["compact", "reference_b"])
-def test_other_networks_and_colour_are_exported_with_its_arithmetic(name: Name, tmp_path: Path, params: Any) -> None:
+def test_other_networks_and_colour_are_exported_with_its_arithmetic(
+    name: ModelName, tmp_path: Path, params: Any
+) -> None:
     splits = tmp_path / "splits"
     splits.mkdir()
     images = np.random.default_rng(0).integers(0, 256, (12, 3, 20, 20), dtype=np.uint8)
@@ -150,9 +152,9 @@ def test_other_networks_and_colour_are_exported_with_its_arithmetic(name: Name, 
     about = {"dataset": "own", "origin": "here", "preparation": "resize", "classes": ["Öl", "水", "c"], "channels": 3,
              "size": 20, "counts": {}, "counts_by_class": {}, "mean": [0.5], "std": [0.5]}  # fmt: skip
     (splits / "about.json").write_text(json.dumps(about))
-    network = build(name, 8, 20, 3, 3, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    network = build_model(name, 8, 20, 3, 3, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
     network(torch.from_numpy(images))  # moves the running statistics of batch normalisation
-    write_weights(tmp_path / "w", network, Header.of(name, 8, read_about(splits), {}))
+    write_weights(tmp_path / "w", network, WeightsHeader.of(name, 8, read_splits_info(splits), {}))
     exported(tmp_path, params(), splits, tmp_path / "w")
     found = session(tmp_path).run(["logits"], {"image": images})[0]
     with torch.no_grad():
@@ -205,7 +207,7 @@ def test_the_golden_sample_has_as_many_images_as_asked_for_or_as_there_are(
 
 @pytest.mark.parametrize(("key", "value"), [("opset", 17), ("opset", 22), ("golden", 0), ("tolerance", 0), ("fp", 16)])
 def test_a_param_that_is_not_right_is_named(key: str, value: Any, made: Path, tmp_path: Path, params: Any) -> None:
-    with pytest.raises(Problem, match=f"export_onnx.{key}"):
+    with pytest.raises(StageError, match=f"export_onnx.{key}"):
         exported(tmp_path, params({f"export_onnx.{key}": value}), made / "splits", made / "weights.safetensors")
     assert not (tmp_path / "model.onnx").exists()
 
@@ -213,11 +215,11 @@ def test_a_param_that_is_not_right_is_named(key: str, value: Any, made: Path, tm
 def test_weights_for_other_classes_are_refused(made: Path, tmp_path: Path, params: Any) -> None:
     network, header = read_weights(made / "weights.safetensors")
     write_weights(tmp_path / "w", network, header.model_copy(update={"classes": list("abcdefghij")}))
-    with pytest.raises(Problem, match=r"trained for classes .* but the splits have"):
+    with pytest.raises(StageError, match=r"trained for classes .* but the splits have"):
         exported(tmp_path, params(), made / "splits", tmp_path / "w")
     assert not (tmp_path / "model.onnx").exists()
 
 
 def test_missing_weights_are_named(made: Path, tmp_path: Path, params: Any) -> None:
-    with pytest.raises(Problem, match="nowhere: missing; run `dvc repro train`"):
+    with pytest.raises(StageError, match="nowhere: missing; run `dvc repro train`"):
         exported(tmp_path, params(), made / "splits", tmp_path / "nowhere")

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from repositories import DIGITS, STAGES, commit, dvc, environment, new_project, ran, run
 from toys import until
 
-from flows.param_file import set_param
+from flows.dvc.params_file import set_param
 
 
 def test_repro_with_nothing_to_do_does_nothing(project: Path) -> None:
@@ -28,9 +28,12 @@ def test_repro_with_nothing_to_do_does_nothing(project: Path) -> None:
     assert run(project, "git", "status", "--porcelain").stdout == ""
 
 
-def test_a_file_that_no_stage_imports_reruns_nothing(project: Path) -> None:
-    (project / "stages" / "common" / "notes.py").write_text('"""Nobody imports this."""\n')
+def test_a_room_that_changes_reruns_the_stages_that_import_it_and_a_cache_in_it_none(project: Path) -> None:
+    assert list((project / "stages" / "proof").glob("__pycache__/*.pyc"))
     assert ran(dvc(project, "repro")) == []
+    with (project / "stages" / "proof" / "quality.py").open("a") as file:
+        file.write("# a comment\n")
+    assert ran(dvc(project, "repro")) == STAGES[3:]
 
 
 def test_a_train_param_reruns_train_and_what_follows_and_shows_in_every_diff(project: Path) -> None:
@@ -249,7 +252,7 @@ def test_the_default_recipe_passes_its_gate_on_the_digits(tmp_path: Path) -> Non
         picture = Image.new("RGB", (300, 200), paper)
         ImageDraw.Draw(picture).line([(120, 50), (200, 50), (150, 160)], fill=ink, width=20, joint="curve")
         picture.save(project / "seven.png")
-        said = run(project, sys.executable, "-m", "serve.predict", "--json", "seven.png").stdout
+        said = run(project, sys.executable, "-m", "lockstep.predict", "--json", "seven.png").stdout
         assert json.loads(said)["label"] == "7"
 
 

@@ -13,8 +13,8 @@ import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
 
-from flows.param_file import set_param
-from stages.common.arithmetic import PORTABLE, cpu_obstacle
+from flows.dvc.params_file import set_param
+from stages.core.arithmetic import PORTABLE, cpu_obstacle
 
 RUNS = ROOT / "tests" / "portable_runs.py"
 TABLE: dict[str, dict[str, str]] = json.loads((ROOT / "tests" / "portable.json").read_text())

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, Params, idx_bytes, write_raw
 from PIL import Image
 
-from stages.common.problem import Problem
+from stages.core.errors import StageError
 from stages.download import download
 from stages.preprocess import preprocess
 
@@ -235,7 +235,7 @@ def test_damage_is_one_line_that_names_the_place_and_the_former_splits_stay(
     splits.mkdir()
     (splits / "former").write_text("stays")
     damage(raw)
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(StageError) as caught:
         make(raw)
     assert str(caught.value).startswith(message.format(raw=raw))
     assert "\n" not in str(caught.value)
@@ -256,7 +256,7 @@ def test_damaged_digits_are_named(
     name: str, damage: Callable[[Path], None], message: str, digits: Path, make: Make
 ) -> None:
     damage(digits / name)
-    with pytest.raises(Problem, match=message) as caught:
+    with pytest.raises(StageError, match=message) as caught:
         make(digits)
     assert str(digits) in str(caught.value)
 
@@ -266,7 +266,7 @@ def test_images_of_one_flat_colour_are_refused(level: int, make: Make, tmp_path:
     raw = write_raw(tmp_path / "flat", 200, 200)
     flat = np.full((200, 28, 28), level)
     (raw / "train-images-idx3-ubyte.gz").write_bytes(idx_bytes(flat))
-    with pytest.raises(Problem, match="the training images are flat"):
+    with pytest.raises(StageError, match="the training images are flat"):
         make(raw)
 
 

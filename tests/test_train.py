@@ -22,12 +22,12 @@ from torch.nn import functional
 from toys import until
 
 from stages import train as module
-from stages.common import checkpoint
-from stages.common.checkpoint import held
-from stages.common.problem import Problem
-from stages.common.splits import read_about, read_images, read_labels
-from stages.common.weights import read_weights
+from stages.core.errors import StageError
+from stages.core.splits import read_images, read_labels, read_splits_info
+from stages.network.weights import read_weights
 from stages.train import train
+from stages.training import checkpoint
+from stages.training.checkpoint import lock_folder
 
 ROOT = Path(__file__).parent.parent
 COLUMNS = ["step", "epoch", "learning_rate", "loss", "accuracy", "monitor_loss", "monitor_accuracy"]
@@ -245,7 +245,7 @@ def test_epochs_may_be_a_fraction_and_min_steps_is_their_floor(
 @pytest.mark.parametrize(("normalize", "own"), [("dataset", True), ("none", False)])
 def test_normalisation_is_in_the_weights(normalize: str, own: bool, made: Path, tmp_path: Path, params: Any) -> None:
     trained(tmp_path, params({**PLAIN, "train.epochs": 0, "train.normalize": normalize}), made / "splits")
-    about, found = read_about(made / "splits"), tensors(tmp_path)
+    about, found = read_splits_info(made / "splits"), tensors(tmp_path)
     mean, std = (about.mean[0], about.std[0]) if own else (0.0, 1.0)
     assert float(found["mean"]) == pytest.approx(mean)
     assert float(found["std"]) == pytest.approx(std)
@@ -298,7 +298,7 @@ def test_keep_best_stores_the_weights_that_measured_best(spoilt: Path, tmp_path:
 def test_keep_best_may_choose_by_the_validation_split_only(
     monitor: str, made: Path, tmp_path: Path, params: Any
 ) -> None:
-    with pytest.raises(Problem, match=f"keep: best chooses by the validation split, but monitor is {monitor}"):
+    with pytest.raises(StageError, match=f"keep: best chooses by the validation split, but monitor is {monitor}"):
         trained(tmp_path, params({"train.keep": "best", "train.monitor": monitor}), made / "splits")
 
 
@@ -476,9 +476,9 @@ def test_a_second_training_waits_until_the_first_is_done(
 
     lines: list[str] = []
     monkeypatch.setattr(module, "fit", counted)
-    monkeypatch.setattr(checkpoint, "say", lines.append)
+    monkeypatch.setattr(checkpoint, "echo", lines.append)
     both = [threading.Thread(target=trained, args=(tmp_path, choices, made / "splits")) for _ in range(2)]
-    with held(tmp_path / "checkpoints"):
+    with lock_folder(tmp_path / "checkpoints"):
         for each in both:
             each.start()
         until(lambda: len(lines) == 2, 60)
@@ -495,7 +495,9 @@ def test_a_loss_that_is_not_finite_stops_it_naming_step_and_rate_and_keeps_the_f
 ) -> None:
     (tmp_path / "weights.safetensors").write_bytes(b"former")
     wild = {"train.optimizer": "sgd", "train.learning_rate": 1e30, "train.epochs": 1, "train.points": points}
-    with pytest.raises(Problem, match=r"not finite at step 2 of 11, learning rate 1e\+30: lower train.learning_rate"):
+    with pytest.raises(
+        StageError, match=r"not finite at step 2 of 11, learning rate 1e\+30: lower train.learning_rate"
+    ):
         trained(tmp_path, params({**PLAIN, **wild}), made / "splits")
     assert (tmp_path / "weights.safetensors").read_bytes() == b"former"
     assert not (tmp_path / "report.json").exists()
@@ -503,23 +505,23 @@ def test_a_loss_that_is_not_finite_stops_it_naming_step_and_rate_and_keeps_the_f
 
 def test_weights_that_the_last_step_made_infinite_are_not_written(made: Path, tmp_path: Path, params: Any) -> None:
     wild = {"train.optimizer": "sgd", "train.learning_rate": 1e300, "train.epochs": 0, "train.min_steps": 1}
-    with pytest.raises(Problem, match="finite"):
+    with pytest.raises(StageError, match="finite"):
         trained(tmp_path, params({**PLAIN, **wild}), made / "splits")
     assert not (tmp_path / "weights.safetensors").exists()
 
 
 def test_an_empty_training_split_is_refused(tmp_path: Path, params: Any) -> None:
-    with pytest.raises(Problem, match=r"training split is empty: lower preprocess\.validation"):
+    with pytest.raises(StageError, match=r"training split is empty: lower preprocess\.validation"):
         trained(tmp_path, params(), write_splits(tmp_path / "splits", train=0))
 
 
 def test_an_empty_validation_split_can_neither_be_monitored_nor_calibrated_by(tmp_path: Path, params: Any) -> None:
     splits = write_splits(tmp_path / "splits", validation=0)
     with pytest.raises(
-        Problem, match=r"train\.calibrate: the validation split is empty: .* or set it to train or none"
+        StageError, match=r"train\.calibrate: the validation split is empty: .* or set it to train or none"
     ):
         trained(tmp_path, params({"train.monitor": "none"}), splits)
-    with pytest.raises(Problem, match=r"train\.monitor: the validation split is empty: .* or set it to none"):
+    with pytest.raises(StageError, match=r"train\.monitor: the validation split is empty: .* or set it to none"):
         trained(tmp_path, params(), splits)
     trained(tmp_path, params({**PLAIN, "train.epochs": 1}), splits)
     assert report(tmp_path)["step"] == 1
@@ -527,14 +529,14 @@ def test_an_empty_validation_split_can_neither_be_monitored_nor_calibrated_by(tm
 
 @pytest.mark.parametrize("model", ["compact", "reference_c", "reference_e"])
 def test_images_too_small_for_the_network_are_refused(model: str, tmp_path: Path, params: Any) -> None:
-    with pytest.raises(Problem, match=rf"'{model}' is too deep for images of 6 x 6: raise preprocess\.size"):
+    with pytest.raises(StageError, match=rf"'{model}' is too deep for images of 6 x 6: raise preprocess\.size"):
         trained(tmp_path, params({"train.model": model}), write_splits(tmp_path / "splits", size=6))
 
 
 def test_a_batch_of_one_image_trains_or_is_refused_in_one_line(tmp_path: Path, params: Any) -> None:
     """Where batch normalisation sees one pixel of one image, it has nothing to normalise by."""
     splits = write_splits(tmp_path / "splits", train=4, size=20)
-    with pytest.raises(Problem, match=r"train\.batch"):
+    with pytest.raises(StageError, match=r"train\.batch"):
         trained(tmp_path, params({**PLAIN, "train.model": "compact", "train.batch": 1}), splits)
 
 
@@ -608,17 +610,17 @@ def test_the_environment_says_what_decides_the_bytes(threads: int, made: Path, t
 def test_a_param_that_is_not_right_is_named_before_any_work(
     key: str, value: Any, made: Path, tmp_path: Path, params: Any
 ) -> None:
-    with pytest.raises(Problem, match=re.escape(key)) as problem:
+    with pytest.raises(StageError, match=re.escape(key)) as problem:
         trained(tmp_path / "out", params({key: value}), made / "splits")
     assert "\n" not in str(problem.value)
     assert not (tmp_path / "out").exists()
 
 
 def test_nesterov_without_momentum_is_refused(made: Path, tmp_path: Path, params: Any) -> None:
-    with pytest.raises(Problem, match="nesterov: true needs a momentum above 0"):
+    with pytest.raises(StageError, match="nesterov: true needs a momentum above 0"):
         trained(tmp_path, params({"train.momentum": 0.0, "train.nesterov": True}), made / "splits")
 
 
 def test_missing_splits_are_named_with_the_command_that_makes_them(tmp_path: Path, params: Any) -> None:
-    with pytest.raises(Problem, match=r"about\.json: missing; run `dvc repro preprocess`"):
+    with pytest.raises(StageError, match=r"about\.json: missing; run `dvc repro preprocess`"):
         trained(tmp_path, params(), tmp_path / "nowhere")

@@ -15,8 +15,8 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from stages.common.problem import Problem
-from stages.common.weights import read_weights, write_weights
+from stages.core.errors import StageError
+from stages.network.weights import read_weights, write_weights
 from stages.validate_parity import validate_parity
 
 ROOT = Path(__file__).parent.parent
@@ -35,7 +35,7 @@ def validated(folder: Path, params: Path, made: Path, **other: Path) -> dict[str
     try:
         validate_parity(params=params, report=report, **{**paths, **made_here, **other})
         failure = ""
-    except Problem as problem:
+    except StageError as problem:
         failure = str(problem)
         if not report.exists():
             raise
@@ -343,13 +343,13 @@ def test_a_damaged_golden_sample_is_a_problem(
     golden = json.loads((made / "golden.json").read_text())
     change(golden)
     (tmp_path / "golden.json").write_text(json.dumps(golden))
-    with pytest.raises(Problem, match=r"golden\.json: not a golden sample .*; run `dvc repro -f export_onnx`"):
+    with pytest.raises(StageError, match=r"golden\.json: not a golden sample .*; run `dvc repro -f export_onnx`"):
         validated(tmp_path, params(FEW), made, golden=tmp_path / "golden.json")
 
 
 def test_a_golden_sample_that_is_no_json_is_a_problem(made: Path, tmp_path: Path, params: Any) -> None:
     (tmp_path / "golden.json").write_text("[")
-    with pytest.raises(Problem, match=r"golden\.json: not a golden sample"):
+    with pytest.raises(StageError, match=r"golden\.json: not a golden sample"):
         validated(tmp_path, params(FEW), made, golden=tmp_path / "golden.json")
 
 
@@ -360,7 +360,7 @@ def test_a_file_that_is_not_onnx_is_a_problem_and_touches_no_report(
     (tmp_path / "model.onnx").write_bytes(content)
     for name in ("parity.json", "parity.csv"):
         (tmp_path / name).write_bytes(b"former")
-    with pytest.raises(Problem, match=r"model\.onnx: not an ONNX file"):
+    with pytest.raises(StageError, match=r"model\.onnx: not an ONNX file"):
         validate_parity(
             params=params(),
             weights=made / "weights.safetensors",
@@ -379,7 +379,7 @@ def test_a_file_that_is_not_onnx_is_a_problem_and_touches_no_report(
 def test_half_of_the_file_is_a_problem(made: Path, tmp_path: Path, params: Any) -> None:
     content = (made / "model.onnx").read_bytes()
     (tmp_path / "model.onnx").write_bytes(content[: len(content) // 2])
-    with pytest.raises(Problem, match=r"model\.onnx: not an ONNX file"):
+    with pytest.raises(StageError, match=r"model\.onnx: not an ONNX file"):
         validated(tmp_path, params(), made, model=tmp_path / "model.onnx")
 
 
@@ -395,13 +395,15 @@ def test_half_of_the_file_is_a_problem(made: Path, tmp_path: Path, params: Any) 
 def test_a_missing_file_is_named_with_the_command_that_makes_it(
     name: str, command: str, made: Path, tmp_path: Path, params: Any
 ) -> None:
-    with pytest.raises(Problem, match=rf"nowhere.*: missing; run `dvc repro {command}`"):
+    with pytest.raises(StageError, match=rf"nowhere.*: missing; run `dvc repro {command}`"):
         validated(tmp_path, params(FEW), made, **{name: tmp_path / "nowhere"})
 
 
 def test_no_named_provider_here_is_a_problem(made: Path, tmp_path: Path, params: Any) -> None:
     choices = params({"validate_parity.providers": ["AbacusExecutionProvider"]})
-    with pytest.raises(Problem, match=r"validate_parity\.providers: none of .*Abacus.* is available here; there are"):
+    with pytest.raises(
+        StageError, match=r"validate_parity\.providers: none of .*Abacus.* is available here; there are"
+    ):
         validated(tmp_path, choices, made)
 
 
@@ -429,7 +431,7 @@ def test_a_test_split_smaller_than_the_sample_is_filled_up(made: Path, tmp_path:
      ("batches", [-1]), ("providers", []), ("seed", -1), ("rtol", 1)],
 )  # fmt: skip
 def test_a_param_that_is_not_right_is_named(key: str, value: Any, made: Path, tmp_path: Path, params: Any) -> None:
-    with pytest.raises(Problem, match=f"validate_parity.{key}"):
+    with pytest.raises(StageError, match=f"validate_parity.{key}"):
         validated(tmp_path, params({f"validate_parity.{key}": value}), made)
 
 
@@ -489,7 +491,7 @@ def test_no_certificate_without_quality_and_a_former_one_goes(
         "measured": tmp_path / "m",
         "certificate": tmp_path / "certificate.json",
     }
-    with pytest.raises(Problem, match=reason):
+    with pytest.raises(StageError, match=reason):
         validate_parity(params=params(FEW), **given, golden=made / "golden.json", quality=quality,
                         environment=made / "environment.json", **outputs)  # fmt: skip
     assert json.loads((tmp_path / "parity.json").read_text())["same"] is True
@@ -499,7 +501,7 @@ def test_no_certificate_without_quality_and_a_former_one_goes(
 def test_a_missing_quality_report_is_named_with_the_command_that_makes_it(
     made: Path, tmp_path: Path, params: Any
 ) -> None:
-    with pytest.raises(Problem, match=r"nowhere: missing; run `dvc repro evaluate`"):
+    with pytest.raises(StageError, match=r"nowhere: missing; run `dvc repro evaluate`"):
         run_without_quality(made, tmp_path, params(FEW))
 
 

@@ -28,7 +28,7 @@ DIAMOND = {"make": [], "left": ["make"], "right": ["make"], "join": ["left", "ri
 STAGE = '''"""A stage that takes as long as it is told, and ends as it is told."""
 import sys, time
 from pathlib import Path
-from stages.common.params import Section, read_section
+from stages.core.params import Section, read_section
 
 class Toy(Section):
     text: str
@@ -58,8 +58,8 @@ def new_toy(folder: Path, graph: dict[str, list[str]] = DIAMOND, meta: dict[str,
     """A repository whose stages are those of the graph, each with `text`, `seconds` and `status` in params.yaml."""
     (folder / "stages").mkdir(parents=True)
     shutil.copytree(ROOT / "flows", folder / "flows", ignore=shutil.ignore_patterns("__pycache__"))
-    common = (f"common/{name}.py" for name in ("__init__", "arithmetic", "inputs", "params", "problem"))
-    for name in ("__init__.py", "__main__.py", *common):
+    core = (f"core/{name}.py" for name in ("__init__", "arithmetic", "errors", "params", "source"))
+    for name in ("__init__.py", "__main__.py", *core):
         (folder / "stages" / name).parent.mkdir(exist_ok=True)
         if (ROOT / "stages" / name).exists():
             shutil.copyfile(ROOT / "stages" / name, folder / "stages" / name)

@@ -8,8 +8,8 @@ import pytest
 from conftest import ROOT
 from repositories import dvc, ran
 
-from flows.dag import Dag, read_dag
-from flows.problem import Problem
+from flows.dvc.dag import Dag, read_dag
+from flows.errors import FlowError
 
 # Deps inside a folder that is an out, folders around outs, working directories, metrics and plots as outs.
 TANGLED: dict[str, dict[str, Any]] = {
@@ -58,7 +58,7 @@ def drawn(folder: Path) -> set[tuple[str, str]]:
 
 
 def refusal(folder: Path) -> str:
-    with pytest.raises(Problem) as problem:
+    with pytest.raises(FlowError) as problem:
         read_dag(folder)
     assert len(str(problem.value).splitlines()) == 1
     return str(problem.value)

@@ -18,7 +18,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from repositories import commit, dvc, environment
 from toys import ask, free_port, new_toy, prefect_server, task_runs, trace, until, until_none_is_left
 
-from flows.dvc import locked
+from flows.dvc.command import locked
 
 pytestmark = [pytest.mark.slow, pytest.mark.ci]
 CHAIN: dict[str, list[str]] = {"quick": [], "long": ["quick"]}
@@ -254,7 +254,7 @@ def test_a_worker_that_is_ended_takes_its_run_with_it_which_is_then_called_crash
 def test_one_process_serves_the_deployments_and_leaves_nothing_when_it_is_ended(
     chain: Path, server: str, number: signal.Signals
 ) -> None:
-    with program(chain, server, "flows.serve") as process:
+    with program(chain, server, "flows.serve_deployments") as process:
         until(lambda: "Serving nightly, weekly-audit, on-demand, sweep on http" in output(chain), 60)
         made = deployments(server)
         assert sorted(made) == ["nightly", "on-demand", "sweep", "weekly-audit"]
@@ -276,7 +276,7 @@ def test_one_process_serves_the_deployments_and_leaves_nothing_when_it_is_ended(
 def test_of_many_runs_asked_for_at_once_the_limit_run_and_the_others_wait_their_turn(chain: Path, server: str) -> None:
     last_for(chain, 5)
     commit(chain)
-    with program(chain, server, "flows.serve"):
+    with program(chain, server, "flows.serve_deployments"):
         until(lambda: "Serving" in output(chain), 60)
         made, before = deployments(server)["on-demand"], len(runs_of(server, "on-demand"))
         assert made["global_concurrency_limit"]["limit"] == 2

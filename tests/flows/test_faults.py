@@ -16,7 +16,7 @@ import pytest
 from repositories import commit, dvc, environment, run
 from toys import flow, free_port, last_run, new_toy, prefect_server, task_runs, trace, until, until_none_is_left
 
-from flows.dvc import locked
+from flows.dvc.command import locked
 
 CHAIN: dict[str, list[str]] = {"quick": [], "long": ["quick"]}
 ENDED = 10.0  # seconds in which nothing may be left

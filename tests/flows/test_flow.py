@@ -12,7 +12,7 @@ import pytest
 from repositories import DIGITS, STAGES, Done, commit, dvc, new_project, ran, run
 from toys import STAGE, ask, flow, last_run, new_toy, stage_processes, task_runs, trace, until
 
-from flows.param_file import get_param, set_param
+from flows.dvc.params_file import get_param, set_param
 
 slow = [pytest.mark.slow, pytest.mark.ci]
 NAMES = ["make", "left", "right", "join"]

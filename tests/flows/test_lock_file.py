@@ -14,8 +14,8 @@ from repositories import commit, dvc, environment, run
 from ruamel.yaml import YAML
 from toys import flow, new_toy, trace, until_none_is_left
 
-from flows.dag import read_dag
-from flows.lock_file import repair_lockfile
+from flows.dvc.dag import read_dag
+from flows.dvc.lock_file import repair_lockfile
 
 CHAIN: dict[str, list[str]] = {"quick": [], "long": ["quick"]}
 FILLERS = 400  # entries that make the writing of dvc.lock last about half a second

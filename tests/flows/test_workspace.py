@@ -8,7 +8,7 @@ import pytest
 from repositories import commit, dvc, run
 from toys import flow, last_run, new_toy, task_runs, trace
 
-from flows.param_file import get_param, set_param
+from flows.dvc.params_file import get_param, set_param
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""The HTTP service. It needs the extra `service`."""

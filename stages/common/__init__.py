@@ -1,1 +1,0 @@
-"""The nouns that stages share, or that deserve tests of their own."""

@@ -1,0 +1,1 @@
+"""What every stage stands on: command line, params, errors, files that appear whole, device, and the splits' format."""

@@ -1,0 +1,1 @@
+"""What proves a model: its quality, the ONNX file, parity with the trained network, the certificate."""

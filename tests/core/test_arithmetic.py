@@ -1,0 +1,181 @@
+"""Portable arithmetic is in force before a library loads, and what cannot be had or contradicts it is one line."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+from stages.core import arithmetic
+from stages.core.arithmetic import PORTABLE, configure_environment, find_obstacle, is_stage_command
+
+Params = Callable[..., Path]
+
+
+def train(
+    folder: Path, params: Path, splits: Path, *before: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """`python -m stages.train` in an environment that has none of the variables, but for these."""
+    names = {"weights": "w", "history": "h", "trace": "t", "report": "r", "environment": "e.json", "checkpoints": "c"}
+    flags = [word for name, file in names.items() for word in (f"--{name}", str(folder / file))]
+    plain = {name: value for name, value in os.environ.items() if name not in PORTABLE}
+    command = [
+        *(before or [sys.executable]),
+        "-m",
+        "stages.train",
+        f"--params={params}",
+        "--splits",
+        str(splits),
+        *flags,
+    ]
+    return subprocess.run(command, cwd=ROOT, env={**plain, **environment}, capture_output=True, text=True, check=False)
+
+
+def record(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "e.json").read_text())
+    return content
+
+
+SHORT = {"train.epochs": 0, "train.min_steps": 1, "train.points": 1}
+needs_portable = pytest.mark.skipif(bool(arithmetic.cpu_obstacle()), reason="not on this CPU")
+
+
+@needs_portable
+def test_a_stage_by_hand_and_by_torchrun_computes_portably(made: Path, tmp_path: Path, params: Params) -> None:
+    assert train(tmp_path, params(SHORT), made / "splits").returncode == 0
+    first = (tmp_path / "w").read_bytes()
+    assert record(tmp_path).keys() == {"arithmetic", "device", "threads", "libraries"}
+    assert record(tmp_path)["arithmetic"] == "portable"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
+    done = train(tmp_path, params(SHORT), made / "splits", *torchrun)
+    assert done.returncode == 0, done.stderr
+    assert record(tmp_path)["arithmetic"] == "portable"
+    assert (tmp_path / "w").read_bytes() == first
+
+
+def test_native_arithmetic_records_the_cpu(made: Path, tmp_path: Path, params: Params) -> None:
+    done = train(tmp_path, params({**SHORT, "machine.arithmetic": "native"}), made / "splits", OPENBLAS_CORETYPE="Zen")
+    assert done.returncode == 0, done.stderr
+    found = record(tmp_path)
+    assert found["arithmetic"] == "native"
+    assert found["cpu"] == arithmetic.describe_cpu() != ""
+    assert found["instruction_set"]
+    assert "not_portable" not in found
+
+
+@needs_portable
+@pytest.mark.parametrize("name", PORTABLE)
+def test_a_persons_own_setting_that_contradicts_is_one_line(
+    name: str, made: Path, tmp_path: Path, params: Params
+) -> None:
+    done = train(tmp_path, params(SHORT), made / "splits", **{name: "default"})
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"train: machine.arithmetic: portable needs {name}={PORTABLE[name]}, but the environment sets it to default: "
+        "unset it, or set machine.arithmetic to native\n"
+    )
+    assert not (tmp_path / "w").exists()
+
+
+@needs_portable
+def test_a_persons_own_setting_that_agrees_or_is_of_something_else_stays() -> None:
+    environment = {"MKL_CBWR": "compatible", "GOMP_SPINCOUNT": "7"}
+    configure_environment(["python", "-m", "stages.train", "--params", str(ROOT / "params.yaml")], environment)
+    assert environment == {**PORTABLE, "MKL_CBWR": "compatible", "GOMP_SPINCOUNT": "7"}
+
+
+@needs_portable
+def test_a_program_that_has_set_nothing_is_told_so(made: Path, tmp_path: Path, params: Params) -> None:
+    program = f"""
+from pathlib import Path
+from stages.core.device import prepare_device
+from stages.core.params import Machine, read_section
+prepare_device(read_section(Path({str(params(SHORT))!r}), "machine", Machine))
+"""
+    plain = {name: value for name, value in os.environ.items() if name not in PORTABLE}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=plain, capture_output=True, text=True, check=False
+    )
+    assert "needs ATEN_CPU_CAPABILITY=avx2 before torch is imported: run the stage as a command" in done.stderr
+
+
+def test_where_it_cannot_be_had_is_said_and_recorded_and_the_run_goes_on(
+    made: Path, tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from stages.train import train as stage
+
+    monkeypatch.setattr(arithmetic, "CPUINFO", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text("vendor_id : OldMaker\nmodel name : Old One\nflags : fpu sse2\n\nvendor_id : x\n")
+    arithmetic.cpu_fields.cache_clear()
+    monkeypatch.delenv("MKL_CBWR", raising=False)
+    names = {"weights": "w", "history": "h", "trace": "t", "report": "r", "environment": "e.json", "checkpoints": "c"}
+    paths = {name: tmp_path / file for name, file in names.items()}
+    try:
+        stage(params=params(SHORT), splits=made / "splits", **paths)
+    finally:
+        arithmetic.cpu_fields.cache_clear()
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "portable" in line]
+    assert line.startswith("machine.arithmetic: portable is not possible here, since the CPU has no AVX2")
+    found = record(tmp_path)
+    assert (found["arithmetic"], found["not_portable"]) == ("native", "the CPU has no AVX2")
+    assert found["cpu"].startswith("OldMaker, Old One, features ")
+
+
+def test_on_a_gpu_or_mps_it_cannot_be_had_and_a_contradicting_variable_does_not_matter() -> None:
+    import torch
+
+    from stages.core.device import environment_record, portable_obstacle
+    from stages.core.params import Machine
+
+    machine = Machine(arithmetic="portable", device="auto", threads=1)
+    assert portable_obstacle(machine, torch.device("cpu")) == arithmetic.cpu_obstacle()
+    obstacle = arithmetic.cpu_obstacle() or "the device is mps"
+    assert portable_obstacle(machine, torch.device("mps")) == obstacle
+    found = environment_record(machine, torch.device("mps"))
+    assert (found["arithmetic"], found["device"], found["not_portable"]) == ("native", "mps", obstacle)
+    assert found["cpu"] == arithmetic.describe_cpu()
+
+
+def test_a_cpu_of_arm_is_told_by_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arithmetic, "CPUINFO", tmp_path / "cpuinfo")
+    described = []
+    for part in ("0xd0c", "0xd40"):
+        text = f"processor\t: 0\nFeatures\t: fp asimd\nCPU implementer\t: 0x41\nCPU part\t: {part}\n\n"
+        (tmp_path / "cpuinfo").write_text(text)
+        arithmetic.cpu_fields.cache_clear()
+        described.append(arithmetic.describe_cpu())
+    arithmetic.cpu_fields.cache_clear()
+    assert described[0].startswith("CPU implementer 0x41, CPU part 0xd0c, features ")
+    assert described[0] != described[1]
+
+
+def test_native_arithmetic_sets_how_threads_wait_alone(params: Params) -> None:
+    environment: dict[str, str] = {}
+    configure_environment(
+        ["python", "-m", "stages.train", f"--params={params({'machine.arithmetic': 'native'})}"], environment
+    )
+    assert environment == arithmetic.OPENMP_SPIN
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "flags", "obstacle"),
+    [
+        ("Linux", "x86_64", "fpu avx avx2 fma", ""),
+        ("Linux", "x86_64", "fpu avx", "the CPU has no AVX2"),
+        ("Linux", "aarch64", "", "the CPU is aarch64, not x86-64"),
+        ("Darwin", "arm64", "", "the system is Darwin, not Linux"),
+    ],
+)
+def test_portable_is_for_linux_on_x86_64_with_avx2(system: str, machine: str, flags: str, obstacle: str) -> None:
+    assert find_obstacle(system, machine, flags) == obstacle
+
+
+def test_only_a_stages_own_command_is_configured() -> None:
+    assert is_stage_command(["python", "-u", "-m", "stages.train", "--params", "p"])
+    assert not is_stage_command(["python", "-m", "pytest", "stages.train"])
+    assert not is_stage_command(["python", "-c", "import stages.train"])

@@ -1,0 +1,66 @@
+"""A stage whose params or source changed while it ran fails, so that DVC does not record what did not run."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from toys import until
+
+Params = Callable[..., Path]
+
+
+@pytest.fixture
+def here(tmp_path: Path, params: Params) -> Path:
+    """A folder with the stages' source and a params file."""
+    shutil.copytree(ROOT / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    params({"train.epochs": 0, "train.min_steps": 400, "train.points": 400})
+    return tmp_path
+
+
+def train_while(here: Path, splits: Path, change: Callable[[], object]) -> tuple[int, str]:
+    """The status and the last line of a training during which something changed."""
+    names = ("weights", "history", "trace", "report", "environment", "checkpoints")
+    flags = [word for name in names for word in (f"--{name}", str(here / "out" / name))]
+    command = [sys.executable, "-m", "stages.train", "--params", "params.yaml", "--splits", str(splits), *flags]
+    with subprocess.Popen(command, cwd=here, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        until(lambda: (here / "out" / "history").exists() or process.poll() is not None, 60)
+        change()
+        _, errors = process.communicate(timeout=120)
+    return process.returncode, errors.strip().splitlines()[-1] if errors.strip() else ""
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_a_param_of_the_stage_that_changed_fails_it(here: Path, made: Path) -> None:
+    def change() -> None:
+        replace(here / "params.yaml", '"learning_rate": 0.005', '"learning_rate": 0.001')
+
+    assert train_while(here, made / "splits", change) == (
+        1,
+        "train: train.learning_rate changed while it ran: its outputs belong to the former version; run it again",
+    )
+
+
+def test_its_source_that_changed_fails_it(here: Path, made: Path) -> None:
+    def change() -> None:
+        replace(here / "stages" / "training" / "history.py", "FLUSH_INTERVAL = 50", "FLUSH_INTERVAL = 51")
+
+    status, line = train_while(here, made / "splits", change)
+    assert status == 1
+    assert line.startswith("train: stages/training/history.py changed while it ran")
+
+
+def test_what_the_stage_does_not_depend_on_may_change(here: Path, made: Path) -> None:
+    def change() -> None:
+        replace(here / "params.yaml", '"min_accuracy": 0.97', '"min_accuracy": 0.98')
+        replace(here / "stages" / "evaluate.py", "[:12]", "[:13]")
+
+    assert train_while(here, made / "splits", change)[0] == 0

@@ -1,0 +1,133 @@
+"""Any picture of a digit becomes what the network was trained on: grey, cropped, scaled, centred by mass."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+from served import enlarged
+
+from benchmarks.pictures import HARD, accuracy, rendered
+from benchmarks.pictures import made as hard
+from lockstep import Classifier, ImageError
+
+ALIKE = 12  # of 255, the mean difference of two pictures of one seven; other digits are 18 and more from it
+
+
+@pytest.fixture(scope="module")
+def seen(made: Path) -> Classifier:
+    return Classifier(made / "model.onnx")
+
+
+def seven(paper: str, ink: str, mode: str = "RGB", size: tuple[int, int] = (300, 200), width: int = 20) -> Image.Image:
+    picture = Image.new(mode, size, paper)
+    ImageDraw.Draw(picture).line([(120, 50), (200, 50), (150, 160)], fill=ink, width=width, joint="curve")
+    return picture
+
+
+def test_it_is_bright_on_dark_twenty_pixels_long_and_centred_by_mass(seen: Classifier) -> None:
+    image = seen.prepare(seven("white", "black"))
+    assert (image.shape, image.dtype, image.max()) == ((1, 28, 28), np.uint8, 255)
+    rows, columns = np.nonzero(image[0] > 60)
+    assert max(np.ptp(rows), np.ptp(columns)) + 1 in (19, 20)
+    mass = image[0] / image.sum()
+    for axis in (0, 1):
+        assert abs((mass.sum(axis=1 - axis) * (np.arange(28) + 0.5)).sum() - 14) <= 0.75
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        seven("black", "white"),
+        seven("#e8dfc8", "#27324f"),
+        seven("#27324f", "#e8dfc8"),
+        seven("white", "black", "L"),
+        seven("white", "black").convert("P"),
+        seven("white", "black").convert("1"),
+        seven("white", "black").convert("CMYK"),
+        Image.fromarray(np.asarray(seven("white", "black", "L"), np.uint16) * 257),
+        Image.fromarray(np.asarray(seven("white", "black", "L"), np.float32) / 255),
+        seven("#00000000", "black", "RGBA"),
+        seven("#00000000", "white", "RGBA"),
+        seven("#ffffff00", "#5a2080", "RGBA"),
+        seven("white", "black").resize((1200, 800)),
+        seven("white", "black").crop((105, 35, 215, 175)),
+    ],
+    ids=["inverted", "paper", "blackboard", "grey", "palette", "bits", "cmyk", "16 bits", "float", "transparent",
+         "bright on nothing", "coloured on nothing", "large", "cropped"],
+)  # fmt: skip
+def test_colours_depth_and_size_change_little(seen: Classifier, picture: Image.Image) -> None:
+    one, other = seen.prepare(seven("white", "black")), seen.prepare(picture)
+    assert np.abs(one.astype(int) - other).mean() < ALIKE
+
+
+def test_a_seven_on_its_side_is_another_picture(seen: Classifier) -> None:
+    one, other = seen.prepare(seven("white", "black")), seen.prepare(seven("white", "black").rotate(90, expand=True))
+    assert np.abs(one.astype(int) - other).mean() > 2 * ALIKE
+
+
+def test_it_is_turned_as_exif_says(seen: Classifier, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    seven("white", "black").rotate(90, expand=True).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    one, other = seen.prepare(seven("white", "black")), seen.prepare(tmp_path / "turned.jpg")
+    assert np.abs(one.astype(int) - other).mean() < ALIKE
+
+
+def test_dirt_and_the_papers_edge_are_left_out(seen: Classifier) -> None:
+    picture = seven("white", "black")
+    pen = ImageDraw.Draw(picture)
+    pen.ellipse((20, 20, 24, 24), fill="black")
+    pen.rectangle((0, 0, 8, 200), fill="#443322")
+    one, other = seen.prepare(seven("white", "black")), seen.prepare(picture)
+    assert np.abs(one.astype(int) - other).mean() < ALIKE
+
+
+def test_a_thin_pen_is_thickened(seen: Classifier) -> None:
+    thin, thick = (seen.prepare(seven("white", "black", width=width)) for width in (2, 20))
+    assert thin.sum() > 0.4 * thick.sum()
+
+
+@pytest.mark.parametrize("level", [0, 128, 255])
+def test_a_picture_of_nothing_is_refused(seen: Classifier, level: int) -> None:
+    noise = np.random.default_rng(0).normal(0, 2, (200, 200))
+    for picture in (np.full((90, 50), level), np.clip(level + noise, 0, 255).astype(np.uint8)):
+        with pytest.raises(ImageError, match="nothing that stands out"):
+            seen.prepare(picture)
+
+
+def test_other_data_sets_are_stretched_to_size(made: Path, tmp_path: Path) -> None:
+    import onnx
+
+    proto = onnx.load(made / "model.onnx")
+    for entry in proto.metadata_props:
+        if entry.key == "preparation":
+            entry.value = "resize"
+    (tmp_path / "resize.onnx").write_bytes(proto.SerializeToString())
+    image = Classifier(tmp_path / "resize.onnx").prepare(Image.new("RGBA", (90, 50), "#00000000"))
+    assert image.min() == 255  # transparency on white
+    left = Image.new("L", (200, 50))
+    left.paste(200, (0, 0, 100, 50))
+    image = Classifier(tmp_path / "resize.onnx").prepare(left)
+    assert image[0, :, :13].min() == 200
+    assert image[0, :, 15:].max() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_hard_pictures_of_handwriting_are_read(handwritten: Path) -> None:
+    """Of digits that the network has not learnt from; as they are it reads nearly all."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    classifier = Classifier(handwritten)
+    images = np.stack([np.asarray(enlarged(image).resize((28, 28))) for image in digits.images[1600:]])
+    labels = digits.target[1600:]
+    reached = {kind: accuracy(classifier, hard(kind, images, labels)) for kind in HARD}
+    assert min(reached.values()) > 0.85, reached
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_printed_digits_are_read_for_the_most_part(handwritten: Path) -> None:
+    assert accuracy(Classifier(handwritten), rendered((60,))) > 0.6

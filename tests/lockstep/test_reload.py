@@ -1,0 +1,390 @@
+"""New files under a running service: taken up once they are proven; until then the old model answers every request."""
+
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from repositories import dvc
+from served import Service, certify, running, sha256
+from toys import flow, until
+
+from flows.dvc.params_file import set_param
+from lockstep import proof
+from lockstep.proof import Proof
+from lockstep.service.metrics import Counts
+from lockstep.service.reloader import ModelFiles, ModelReloader
+from stages.proof.onnx_file import LOGITS
+
+Tested = tuple[np.ndarray, np.ndarray]
+NAMES = ("model.onnx", "golden.json", "certificate.json")
+
+
+def nudged(model: Path, to: Path, amount: float) -> None:
+    """Another model: a bias is larger by the amount."""
+    proto = onnx.load(model)
+    bias = next(one for one in proto.graph.initializer if list(one.dims) == [10])
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(amount), bias.name))
+    to.write_bytes(proto.SerializeToString())
+
+
+def with_golden(model: Path) -> None:
+    """Write the golden sample of the model as it is now beside it."""
+    import onnxruntime
+
+    path = model.with_name("golden.json")
+    content = json.loads(path.read_text())
+    session = onnxruntime.InferenceSession(model.read_bytes(), providers=["CPUExecutionProvider"])
+    for case in content["cases"]:
+        image = np.array(case["image"], np.uint8).reshape(1, *content["image_shape"])
+        logits, probabilities = session.run([LOGITS, "probabilities"], {"image": image})
+        case["logits"], case["probabilities"] = logits[0].tolist(), probabilities[0].tolist()
+    path.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def other(copied: Path, tmp_path: Path) -> Path:
+    """Another proven model: a folder with its three files."""
+    folder = Path(shutil.copytree(copied.parent, tmp_path / "other"))
+    nudged(copied, folder / "model.onnx", 0.5)
+    with_golden(folder / "model.onnx")
+    certify(folder / "model.onnx")
+    return folder
+
+
+def replace(to: Path, source: Path, *names: str) -> None:
+    """As the stages do: written beside their place, and renamed into it."""
+    for name in names:
+        beside = to / f".{name}.partial"
+        shutil.copyfile(source / name, beside)
+        beside.replace(to / name)
+
+
+@pytest.fixture
+def served(copied: Path, tmp_path: Path) -> Iterator[Service]:
+    with running(tmp_path, copied) as service:
+        yield service
+
+
+@dataclass
+class Client:
+    statuses: set[int] = field(default_factory=set)
+    models: list[str] = field(default_factory=list)  # that answered, each once in a row
+
+
+@contextmanager
+def asking(service: Service, tested: Tested, threads: int = 4, pause: float = 0.0) -> Iterator[Client]:
+    """Requests all the while, from several threads; none fails."""
+    client, stop = Client(), threading.Event()
+
+    def go_on() -> None:
+        while not stop.wait(pause):
+            try:
+                reply = service.pixels(tested[0][0, 0])
+            except OSError:
+                client.statuses.add(0)
+                continue
+            client.statuses.add(reply.status)
+            if reply.status == 200 and client.models[-1:] != [reply.json["model"]]:
+                client.models.append(reply.json["model"])
+
+    running = [threading.Thread(target=go_on) for _ in range(threads)]
+    for thread in running:
+        thread.start()
+    try:
+        yield client
+    finally:
+        stop.set()
+        for thread in running:
+            thread.join()
+    assert client.statuses == {200}
+
+
+def reloads(service: Service) -> tuple[int, int, int]:
+    """Taken up, refused, and whether it waits."""
+    lines = dict(
+        line.rsplit(" ", 1) for line in service.ask("/metrics").content.decode().splitlines() if line[0] != "#"
+    )
+    counted = [int(lines[f'lockstep_model_reloads_total{{result="{result}"}}']) for result in ("taken_up", "refused")]
+    return counted[0], counted[1], int(lines["lockstep_model_waiting"])
+
+
+def other_than(former: list[str | None], said: str | None) -> str | None:
+    return None if said == former[-1] else said
+
+
+def log(service: Service) -> list[str]:
+    return service.log.read_text().splitlines()
+
+
+def test_a_proven_model_is_taken_up_and_no_request_is_dropped(
+    copied: Path, other: Path, served: Service, tested: Tested
+) -> None:
+    before = served.ask("/model").json
+    with asking(served, tested) as client:
+        replace(copied.parent, other, *NAMES)
+        until(lambda: served.ask("/model").json["sha256"] != before["sha256"], 30)
+        after = served.ask("/model").json
+        until(lambda: client.models[-1:] == [after["sha256"]], 30)
+    assert after["sha256"] == sha256(other / "model.onnx")
+    assert set(client.models) == {before["sha256"], after["sha256"]}
+    assert reloads(served) == (1, 0, 0)
+    assert after["refused"] is None
+    assert before["certificate"] != after["certificate"] == json.loads((other / "certificate.json").read_text())
+    assert len(log(served)) == 1
+
+
+def test_a_run_that_replaces_the_files_one_by_one_is_waited_for_in_one_line(
+    copied: Path, other: Path, served: Service, tested: Tested
+) -> None:
+    """As DVC and the stages do it: outputs are removed before the stage that makes them, and some time passes."""
+    before = served.ask("/model").json["sha256"]
+    said = []
+    with asking(served, tested, 1, 0.05):
+        for remove, make in (("model.onnx", ""), ("golden.json", "model.onnx"), ("", "golden.json"),
+                             ("certificate.json", "")):  # fmt: skip
+            if remove:
+                (copied.parent / remove).unlink()
+            if make:
+                replace(copied.parent, other, make)
+            said.append(until(lambda: other_than([None, *said], served.ask("/model").json["refused"]), 30))
+            assert served.ask("/model").json["sha256"] == before
+            assert served.ask("/readyz").status == 200
+        assert reloads(served) == (0, 0, 1)
+        replace(copied.parent, other, "certificate.json")
+        until(lambda: served.ask("/model").json["sha256"] == sha256(other / "model.onnx"), 30)
+    assert [text.split(": ")[0].rsplit("/")[-1] for text in said] == [
+        "model.onnx", "golden.json", "certificate.json", "certificate.json",
+    ]  # fmt: skip
+    assert "does not certify" in said[2]
+    assert served.ask("/model").json["refused"] is None
+    assert reloads(served) == (1, 0, 0)
+    first, last = log(served)
+    assert f"waits: {said[0]}; {before[:12]} goes on to answer" in first
+    assert "taken up" in last
+
+
+@pytest.mark.parametrize("case", ["gate of quality", "gate of parity", "no model", "missing", "golden alone"])
+def test_files_that_are_of_different_models_are_waited_for_and_the_old_one_stays(
+    copied: Path, other: Path, served: Service, tested: Tested, case: str, tmp_path: Path
+) -> None:
+    before, answer = served.ask("/model").json, served.pixels(tested[0][0, 0]).json
+    former = Path(shutil.copytree(copied.parent, tmp_path / "former"))
+    if case in ("gate of quality", "gate of parity"):  # what such a run leaves
+        replace(copied.parent, other, "model.onnx", "golden.json")
+    if case == "gate of parity":
+        copied.with_name("certificate.json").unlink()
+    if case == "no model":
+        copied.write_bytes(b"no model")
+    if case == "missing":
+        copied.unlink()
+    if case == "golden alone":
+        copied.with_name("golden.json").write_text('{"cases": [')
+    said = "there is no such file" if case in ("missing", "gate of parity") else "does not certify"
+    until(lambda: served.ask("/model").json["refused"], 30)
+    about = served.ask("/model").json
+    assert said in about["refused"]
+    assert "`dvc repro`" in about["refused"]
+    assert {**about, "refused": None} == before
+    assert served.pixels(tested[0][0, 0]).json == answer
+    assert served.ask("/readyz").status == 200
+    assert reloads(served) == (0, 0, 1)
+    assert len(log(served)) == 1
+    replace(copied.parent, former, *NAMES)
+    until(lambda: served.ask("/model").json["refused"] is None, 30)
+    assert reloads(served) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("case", ["differs", "changed", "half", "below"])
+def test_a_proof_that_is_wrong_is_refused_once_and_the_old_model_stays(
+    copied: Path, other: Path, served: Service, tested: Tested, case: str
+) -> None:
+    before, answer = served.ask("/model").json, served.pixels(tested[0][0, 0]).json
+    certificate = copied.with_name("certificate.json")
+    said = {
+        "differs": "differs from its golden sample by ",
+        "changed": "was changed after it was written",
+        "half": "not a certificate",
+        "below": "accuracy 0.1 is below its floor",
+    }[case]
+    if case == "differs":
+        nudged(copied, copied, 0.5)
+        certify(copied)
+    elif case == "changed":
+        certificate.write_text(certificate.read_text().replace('"mnist"', '"mnisT"'))
+    elif case == "half":
+        certificate.write_bytes(certificate.read_bytes()[:300])
+    else:
+        certify(copied, quality__accuracy=0.1)
+    until(lambda: served.ask("/model").json["refused"], 30)
+    time.sleep(2.5)  # two looks at the same files
+    about = served.ask("/model").json
+    assert said in about["refused"]
+    assert {**about, "refused": None} == before
+    assert served.pixels(tested[0][0, 0]).json == answer
+    assert reloads(served) == (0, 1, 0)
+    assert len(log(served)) == 1
+    replace(copied.parent, other, *NAMES)
+    until(lambda: served.ask("/model").json["refused"] is None, 30)
+    assert served.ask("/model").json["sha256"] != before["sha256"]
+    assert reloads(served) == (1, 1, 0)
+
+
+def test_who_insists_gets_any_model_that_can_be_run(copied: Path, tmp_path: Path) -> None:
+    for name in NAMES[1:]:
+        copied.with_name(name).unlink()
+    with running(tmp_path, copied, "--unproven") as service:
+        about = service.ask("/model").json
+        assert about["certificate"] is about["golden_difference"] is None
+        good = copied.read_bytes()
+        copied.write_bytes(b"no model")
+        until(lambda: service.ask("/model").json["refused"], 30)
+        assert "does not load it" in service.ask("/model").json["refused"]
+        copied.write_bytes(good)
+        nudged(copied, copied, 0.5)
+        until(lambda: service.ask("/model").json["sha256"] == sha256(copied), 30)
+        assert reloads(service) == (1, 1, 0)
+
+
+def test_a_report_of_another_run_is_not_shown_as_the_models(copied: Path, made: Path, tmp_path: Path) -> None:
+    report = Path(shutil.copyfile(made / "evaluate.json", tmp_path / "evaluate.json"))
+    current = ModelReloader(ModelFiles(copied, Proof.next_to(copied), report), 1, 1_000_000, Counts())
+    content = json.loads(report.read_text())
+    assert current.about()["metrics"] == content
+    report.write_text(json.dumps({**content, "accuracy": 0.2}))
+    assert current.about()["metrics"] is None
+
+
+# Torn reads.
+
+
+def test_files_that_are_replaced_while_they_are_read_are_never_mixed(copied: Path, other: Path, tmp_path: Path) -> None:
+    """Two models take turns, a file at a time, as fast as can be."""
+    former = Path(shutil.copytree(copied.parent, tmp_path / "former"))
+    known = {sha256(folder / "model.onnx"): (folder / "certificate.json").read_text() for folder in (former, other)}
+    current = ModelReloader(ModelFiles(copied, Proof.next_to(copied), None), 1, 1_000_000, Counts())
+    stop, seen = threading.Event(), set()
+
+    def take_turns() -> None:
+        while not stop.is_set():
+            for folder in (other, former):
+                replace(copied.parent, folder, *NAMES)
+
+    thread = threading.Thread(target=take_turns)
+    thread.start()
+    try:
+        until = time.monotonic() + 3
+        while time.monotonic() < until:
+            current.take_up()
+            about = current.about()
+            assert about["certificate"] == json.loads(known[about["sha256"]])
+            seen.add((about["sha256"], about["refused"] is None))
+    finally:
+        stop.set()
+        thread.join()
+    assert {refused for _, refused in seen} == {True, False}, "it was never torn"
+    assert current.counts.reloads["refused"] == 0, "a file was read twice"
+    current.take_up()
+    assert (current.refused, current.classifier.sha256) == (None, sha256(copied))
+
+
+@pytest.mark.parametrize("after", NAMES)
+def test_a_set_that_is_replaced_between_two_reads_waits_for_the_next_look(
+    after: str, copied: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current = ModelReloader(ModelFiles(copied, Proof.next_to(copied), None), 1, 1_000_000, Counts())
+    before, stamp = current.classifier, current.files.stamp()
+    whole = proof.read_file
+
+    def torn(path: Path, missing: str) -> bytes:
+        data = whole(path, missing)
+        if path.name == after:
+            replace(copied.parent, other, *NAMES)
+        return data
+
+    monkeypatch.setattr("lockstep.proof.read_file", torn)
+    monkeypatch.setattr("lockstep.classifier.read_file", torn)
+    current.take_up()
+    assert current.classifier.sha256 == before.sha256
+    assert current.counts.waiting is (after != NAMES[-1])
+    assert (current.refused is None) is (after == NAMES[-1])
+    assert current.counts.reloads["refused"] == 0, "a file was read twice"
+    assert current.files.stamp() != stamp, "the next look would not see it"
+    monkeypatch.undo()
+    current.take_up()
+    assert (current.refused, current.classifier.sha256) == (None, sha256(other / "model.onnx"))
+
+
+def test_a_file_of_the_same_size_and_date_is_seen(copied: Path, tmp_path: Path) -> None:
+    """As archives with fixed dates unpack it, where the file system gives an inode anew."""
+    files = ModelFiles(copied, Proof.next_to(copied), None)
+    for name in NAMES:
+        path = copied.with_name(name)
+        os.utime(path, (0, 0))
+        before = files.stamp()
+        time.sleep(0.02)
+        path.write_bytes(path.read_bytes())
+        os.utime(path, (0, 0))
+        assert files.stamp() != before
+
+
+# Real runs that fail at their gates.
+
+slow = [pytest.mark.slow, pytest.mark.ci]
+
+
+class TestBesideRealRuns:
+    pytestmark = slow
+
+    def test_no_run_that_fails_is_taken_up_and_the_next_good_one_is(
+        self, project: Path, api: str, tmp_path: Path
+    ) -> None:
+        """By `dvc repro` and by the flow, whose independent stages go on: there the ONNX file is a new one."""
+        model, params = project / "data/model/model.onnx", project / "params.yaml"
+        runs = {
+            "dvc": lambda status: dvc(project, "repro", status=status),
+            "flow": lambda status: flow(project, api=api, status=status),
+        }
+        cases = [
+            ("dvc", "evaluate.min_accuracy", 1.0, "is below evaluate.min_accuracy"),
+            ("dvc", "validate_parity.atol", 1e-12, "more than atol"),
+            ("flow", "evaluate.min_accuracy", 1.0, "is below evaluate.min_accuracy"),
+            ("flow", "validate_parity.atol", 1e-12, "more than atol"),
+        ]
+        good = {"evaluate.min_accuracy": 0.5, "validate_parity.atol": 0.0001}
+        with running(tmp_path, model, "--report", str(project / "data/reports/evaluate.json")) as service:
+            images = np.load(project / "data/splits/test-images.npy"), np.load(project / "data/splits/test-labels.npy")
+            with asking(service, images, 1, 0.05) as client:
+                for number, (way, param, value, said) in enumerate(cases):
+                    before = service.ask("/model").json
+                    set_param(params, "train.seed", 100 + number)
+                    set_param(params, param, value)
+                    done = runs[way](1 if way == "flow" else 255)
+                    assert said in done.stdout + done.stderr
+                    time.sleep(3)  # the service looks every second
+                    after = service.ask("/model").json
+                    assert after["sha256"] == before["sha256"] == client.models[-1]
+                    assert after["certificate"] == before["certificate"]
+                    stopped = way == "dvc" and param.startswith("evaluate")  # before it wrote another model
+                    assert (sha256(model) == before["sha256"]) is stopped
+                    assert bool(after["refused"]) is not stopped
+                    set_param(params, param, good[param])
+                    runs[way](0)
+                    until(lambda: service.ask("/model").json["sha256"] == sha256(model), 20)
+                    until(lambda: client.models[-1] == sha256(model), 20)
+                    about = service.ask("/model").json
+                    assert about["sha256"] != before["sha256"]
+                    assert about["refused"] is None
+                    assert about["metrics"]["accuracy"] == about["certificate"]["quality"]["accuracy"]
+            assert len(client.models) == 1 + len(cases)
+            assert reloads(service) == (4, 0, 0)
+            assert len(log(service)) <= 3 * len(cases)

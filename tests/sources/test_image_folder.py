@@ -1,0 +1,191 @@
+"""A person's images: where they stand, what classes they make, and what is wrong with them."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Params
+from PIL import Image
+
+from stages.core.errors import StageError
+from stages.download import download
+from stages.preprocess import preprocess
+
+Fetch = Callable[[], Path]
+
+
+def add(own: Path, *names: str) -> None:
+    for number, name in enumerate(names):
+        path = own / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix in (".png", ".jpg", ".jpeg", ".PNG"):
+            Image.linear_gradient("L").rotate(45 * number).resize((8, 8)).save(path)
+        else:
+            path.write_text("not an image")
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    return tmp_path / "own"
+
+
+@pytest.fixture
+def fetch(params: Params, tmp_path: Path, own: Path) -> Fetch:
+    def run() -> Path:
+        download(params=params({"download.dataset": "own"}), own=own, raw=tmp_path / "raw")
+        return tmp_path / "raw"
+
+    return run
+
+
+def source(raw: Path) -> dict[str, object]:
+    return dict(json.loads((raw / "source.json").read_text()))
+
+
+def counts(params: Params, raw: Path, tmp_path: Path) -> dict[str, list[int]]:
+    """The number of images of each class in each split, as preprocess finds them."""
+    splits = tmp_path / "splits"
+    changes = {"download.dataset": "own", "preprocess.size": 8, "preprocess.validation": 0.2, "preprocess.test": 1 / 3}
+    preprocess(params=params(changes), raw=raw, splits=splits, samples=tmp_path / "samples.png")
+    return dict(json.loads((splits / "about.json").read_text())["counts_by_class"])
+
+
+def test_class_folders_alone_are_split_by_a_seed(fetch: Fetch, own: Path, params: Params, tmp_path: Path) -> None:
+    add(own, *(f"{name}/{number}.png" for name in ("cat", "dog") for number in range(15)))
+    raw = fetch()
+    assert (raw / "cat/3.png").read_bytes() == (own / "cat/3.png").read_bytes()
+    assert counts(params, raw, tmp_path) == {"train": [8, 8], "validation": [2, 2], "test": [5, 5]}
+
+
+def test_train_and_test_folders_are_kept_apart(fetch: Fetch, own: Path, params: Params, tmp_path: Path) -> None:
+    add(own, *(f"train/{name}/{number}.png" for name in ("cat", "dog") for number in range(5)))
+    add(own, *(f"test/{name}/{number}.png" for name in ("cat", "dog") for number in range(3)))
+    assert counts(params, fetch(), tmp_path) == {"train": [4, 4], "validation": [1, 1], "test": [3, 3]}
+
+
+def test_numbered_classes_are_sorted_as_numbers_and_come_before_names(fetch: Fetch, own: Path) -> None:
+    add(own, "10/1.png", "2/1.png", "0/1.png", "ant/1.png")
+    assert source(fetch())["classes"] == ["0", "2", "10", "ant"]
+
+
+def test_hidden_files_and_folders_are_ignored(fetch: Fetch, own: Path) -> None:
+    add(own, "cat/1.png", "dog/1.PNG", "cat/.DS_Store", "cat/._1.png", ".git/config", ".DS_Store")
+    raw = fetch()
+    assert source(raw)["classes"] == ["cat", "dog"]
+    assert sorted(path.relative_to(raw).as_posix() for path in raw.rglob("*.*")) == [
+        "cat/1.png",
+        "dog/1.PNG",
+        "source.json",
+    ]
+
+
+def test_hidden_folders_within_a_class_are_ignored(fetch: Fetch, own: Path) -> None:
+    add(own, "cat/1.png", "dog/1.png", "cat/.ipynb_checkpoints/1-checkpoint.png", "dog/.thumbnails/index")
+    assert source(fetch())["files"].keys() == {"cat/1.png", "dog/1.png"}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["cat/1.png"], "{own}: holds one class, 'cat'; a classifier needs at least two folders of images"),
+        (["1.png", "2.png"], "{own}: no classes here; put the images of each class into a folder, as {own}/cat/1.png"),
+        (["cat/1.png", "dog/.hidden"], "{own}/dog: an empty class; add images or remove the folder"),
+        (
+            ["cat/1.png", "dog/1.png", "dog/notes.txt"],
+            "{own}/dog/notes.txt: not an image by its name (.png, .jpg, .jpeg are); convert or remove it",
+        ),
+        (
+            ["cat/1.png", "dog/old/1.png"],
+            "{own}/dog/old/1.png: stands below its class folder; move it into {own}/dog",
+        ),
+        (
+            ["train/cat/1.png", "train/dog/1.png"],
+            "{own}: has train/ only; put the class folders into train/ and test/, or into {own} itself",
+        ),
+        (
+            ["test/cat/1.png", "test/dog/1.png", "cat/1.png"],
+            "{own}: has test/ only; put the class folders into train/ and test/, or into {own} itself",
+        ),
+        (
+            ["train/cat/1.png", "train/dog/1.png", "test/cat/1.png", "test/fox/1.png"],
+            "{own}: train/ and test/ must have the same classes; in one only: dog, fox",
+        ),
+        (
+            ["train/cat/1.png", "train/dog/1.png", "test/readme.txt"],
+            "{own}/test: no classes here; put the images of each class into a folder, as {own}/test/cat/1.png",
+        ),
+        (
+            ["cat/1.png", "dog/1.png", "loose.png"],
+            "{own}/loose.png: stands in no class folder; move it into the folder of its class",
+        ),
+        (
+            ["train/cat/1.png", "train/dog/1.png", "test/cat/1.png", "test/dog/1.png", "test/loose.jpg"],
+            "{own}/test/loose.jpg: stands in no class folder; move it into the folder of its class",
+        ),
+        (
+            ["train/cat/1.png", "train/dog/1.png", "test/cat/1.png", "test/dog/1.png", "fox/1.png"],
+            "{own}/fox: stands beside train/ and test/; move its images into class folders of these",
+        ),
+        ([], "{own}: there is no such folder; make it, with one folder of images for each class"),
+    ],
+)
+def test_what_is_wrong_is_one_line_that_names_the_place(
+    names: list[str], message: str, fetch: Fetch, own: Path, tmp_path: Path
+) -> None:
+    add(own, *names)
+    with pytest.raises(StageError) as caught:
+        fetch()
+    assert str(caught.value) == message.format(own=own)
+    assert not (tmp_path / "raw").exists()
+
+
+def test_an_image_that_was_removed_is_removed_from_the_raw_files(fetch: Fetch, own: Path) -> None:
+    add(own, "cat/1.png", "cat/2.png", "dog/1.png", "emu/1.png")
+    fetch()
+    (own / "cat/2.png").unlink()
+    shutil.rmtree(own / "emu")
+    raw = fetch()
+    assert sorted(path.name for path in raw.iterdir()) == ["cat", "dog", "source.json"]
+    assert [path.name for path in (raw / "cat").iterdir()] == ["1.png"]
+
+
+def test_preprocess_names_the_file_that_is_no_image(fetch: Fetch, own: Path, params: Params, tmp_path: Path) -> None:
+    add(own, *(f"{name}/{number}.png" for name in ("cat", "dog") for number in range(5)))
+    (own / "dog/3.png").write_bytes((own / "dog/3.png").read_bytes()[:60])
+    raw = fetch()
+    with pytest.raises(StageError, match=r"raw/dog/3\.png: not a readable image .*; replace or remove it") as caught:
+        counts(params, raw, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "splits").exists()
+
+
+def test_preprocess_names_the_file_that_is_missing(fetch: Fetch, own: Path, params: Params, tmp_path: Path) -> None:
+    add(own, *(f"{name}/{number}.png" for name in ("cat", "dog") for number in range(5)))
+    raw = fetch()
+    (raw / "cat/2.png").unlink()
+    with pytest.raises(StageError, match=r"raw/cat/2\.png: missing; run `dvc repro -f download`"):
+        counts(params, raw, tmp_path)
+
+
+def test_preprocess_names_the_class_with_too_few_images(
+    fetch: Fetch, own: Path, params: Params, tmp_path: Path
+) -> None:
+    add(own, *(f"cat/{number}.png" for number in range(9)), "dog/1.png")
+    with pytest.raises(
+        StageError,
+        match=r"no image of the class dog among the 3 held-out test \(preprocess\.test\) images; add some, or remove",
+    ):
+        counts(params, fetch(), tmp_path)
+
+
+def test_preprocess_names_the_classes_that_validation_would_empty(
+    fetch: Fetch, own: Path, params: Params, tmp_path: Path
+) -> None:
+    add(own, *(f"{split}/{name}/1.png" for split in ("train", "test") for name in range(8)))
+    with pytest.raises(
+        StageError, match=r"no training image of the class \d, \d is left: lower preprocess\.validation"
+    ):
+        counts(params, fetch(), tmp_path)
+    assert not (tmp_path / "splits").exists()
