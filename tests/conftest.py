@@ -3,9 +3,11 @@
 import gzip
 import json
 import os
+import re
 import shutil
 import signal
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,9 +105,28 @@ def raw(tmp_path: Path) -> Path:
     return write_raw(tmp_path / "raw")
 
 
+def stage_arguments(folder: Path, stage: Callable[..., None], **given: Any) -> dict[str, Any]:
+    """The given arguments; for every other flag of the stage in dvc.yaml: FOLDER / the file name that dvc.yaml has."""
+    command = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"][stage.__name__]["cmd"]
+    flags = re.findall(r"--(\S+) (\S+)", command)
+    return {flag.replace("-", "_"): folder / Path(path).name for flag, path in flags} | given
+
+
+def run_stage_in(folder: Path, stage: Callable[..., None], **given: Any) -> None:
+    """Call a stage; files that are not given are in FOLDER: run_stage_in(tmp_path, train, splits=made / "splits")."""
+    stage(**stage_arguments(folder, stage, **given))
+
+
+def stage_command(folder: Path, stage: Callable[..., None], **given: Any) -> list[str]:
+    """The command line that run_stage_in stands for, for tests that need a process of its own."""
+    arguments = stage_arguments(folder, stage, **given).items()
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in arguments]
+    return [sys.executable, "-m", f"stages.{stage.__name__}", *flags]
+
+
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what all stages made of the small data set: read it, and write elsewhere."""
+    """A folder with the outputs of all stages for the small data set. Do not write into it."""
     from stages.evaluate import evaluate
     from stages.export_onnx import export_onnx
     from stages.preprocess import preprocess
@@ -113,49 +134,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from stages.validate_parity import validate_parity
 
     folder = tmp_path_factory.mktemp("made")
-    params, splits = write_params(folder / "params.yaml", {}), folder / "splits"
-    preprocess(params=params, raw=write_raw(folder / "raw"), splits=splits, samples=folder / "samples.png")
-    train(
-        params=params,
-        splits=splits,
-        weights=folder / "weights.safetensors",
-        history=folder / "history.csv",
-        trace=folder / "trace.csv",
-        report=folder / "train.json",
-        environment=folder / "environment.json",
-        checkpoints=folder / "checkpoints",
-    )
-    evaluate(
-        params=params,
-        splits=splits,
-        weights=folder / "weights.safetensors",
-        report=folder / "evaluate.json",
-        predictions=folder / "predictions.csv",
-        classes=folder / "classes.csv",
-        reliability=folder / "reliability.csv",
-        first_nine=folder / "first_nine.png",
-        mistakes=folder / "mistakes.png",
-        tsne=folder / "tsne.png",
-    )
-    export_onnx(
-        params=params,
-        weights=folder / "weights.safetensors",
-        splits=splits,
-        model=folder / "model.onnx",
-        golden=folder / "golden.json",
-    )
-    validate_parity(
-        params=params,
-        splits=splits,
-        weights=folder / "weights.safetensors",
-        model=folder / "model.onnx",
-        golden=folder / "golden.json",
-        quality=folder / "evaluate.json",
-        environment=folder / "environment.json",
-        report=folder / "parity.json",
-        measured=folder / "measured.csv",
-        certificate=folder / "certificate.json",
-    )
+    write_params(folder / "params.yaml", {})
+    write_raw(folder / "raw")
+    for stage in (preprocess, train, evaluate, export_onnx, validate_parity):
+        run_stage_in(folder, stage)
     return folder
 
 
