@@ -41,7 +41,7 @@ QUICK: dict[str, Any] = {
     "train.points": 5,
     "train.rotate": 0,
     "evaluate.tsne_images": 30,
-    "validate_parity.sample": 1000,
+    "validate_parity.sample_images": 1000,
     "validate_parity.reference_images": 4,
 }
 
