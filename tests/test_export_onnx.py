@@ -218,6 +218,11 @@ def test_an_invalid_param_is_named(key: str, value: Any, made: Path, tmp_path: P
     assert not (tmp_path / "model.onnx").exists()
 
 
+def test_a_former_param_name_is_reported_with_the_new_name(made: Path, tmp_path: Path, params: Any) -> None:
+    with pytest.raises(StageError, match=r"export_onnx\.golden is now called export_onnx\.golden_images"):
+        export_in(tmp_path, params({"export_onnx.golden": 10}), made / "splits", made / "weights.safetensors")
+
+
 def test_weights_for_other_classes_are_rejected(made: Path, tmp_path: Path, params: Any) -> None:
     network, header = read_weights(made / "weights.safetensors")
     write_weights(tmp_path / "w", network, header.model_copy(update={"classes": list("abcdefghij")}))

@@ -432,6 +432,16 @@ def test_an_invalid_param_is_named(key: str, value: Any, made: Path, tmp_path: P
         validate(tmp_path, params({f"validate_parity.{key}": value}), made)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"), [("margin", "flip_margin"), ("sample", "sample_images"), ("batches", "batch_sizes")]
+)
+def test_a_former_param_name_is_reported_with_the_new_name(
+    old: str, new: str, made: Path, tmp_path: Path, params: Any
+) -> None:
+    with pytest.raises(StageError, match=f"validate_parity.{old} is now called validate_parity.{new}"):
+        validate(tmp_path, params({f"validate_parity.{old}": 1}), made)
+
+
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
