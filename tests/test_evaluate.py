@@ -30,8 +30,8 @@ def evaluate_in(folder: Path, params: Path, splits: Path, weights: Path) -> Path
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / "evaluate.json").read_text())
-    return content
+    report: dict[str, Any] = json.loads((folder / "evaluate.json").read_text())
+    return report
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
@@ -78,20 +78,20 @@ def shorten_splits(made: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 def test_the_small_data_set_is_classified_well(made: Path) -> None:
-    numbers = read_report(made)
-    assert numbers["accuracy"] > 0.97
-    assert numbers["images"] == 200
-    assert numbers["accuracy_low"] <= numbers["accuracy"] <= numbers["accuracy_high"]
+    report = read_report(made)
+    assert report["accuracy"] > 0.97
+    assert report["images"] == 200
+    assert report["accuracy_low"] <= report["accuracy"] <= report["accuracy_high"]
 
 
 def test_the_metrics_agree_with_the_predictions(noisy_evaluation: Path, made: Path) -> None:
-    found, numbers = read_table(noisy_evaluation / "predictions.csv"), read_report(noisy_evaluation)
-    actual, predicted = [row["actual"] for row in found], [row["predicted"] for row in found]
+    predictions, report = read_table(noisy_evaluation / "predictions.csv"), read_report(noisy_evaluation)
+    actual, predicted = [row["actual"] for row in predictions], [row["predicted"] for row in predictions]
     assert actual == [str(label) for label in np.load(made / "splits" / "test-labels.npy")]
-    assert 0.2 < numbers["accuracy"] < 0.98
-    assert numbers["accuracy"] == pytest.approx(metrics.accuracy_score(actual, predicted))
-    assert numbers["macro_f1"] == pytest.approx(metrics.f1_score(actual, predicted, average="macro"), abs=1e-6)
-    assert numbers["images"] == len(found) == 200
+    assert 0.2 < report["accuracy"] < 0.98
+    assert report["accuracy"] == pytest.approx(metrics.accuracy_score(actual, predicted))
+    assert report["macro_f1"] == pytest.approx(metrics.f1_score(actual, predicted, average="macro"), abs=1e-6)
+    assert report["images"] == len(predictions) == 200
 
 
 def test_loss_and_predictions_agree_with_the_network(noisy_evaluation: Path, noisy_weights: Path, made: Path) -> None:
@@ -106,24 +106,27 @@ def test_loss_and_predictions_agree_with_the_network(noisy_evaluation: Path, noi
 
 
 def test_the_table_of_classes_agrees_with_scikit_learn(noisy_evaluation: Path) -> None:
-    found, classes = read_table(noisy_evaluation / "predictions.csv"), read_table(noisy_evaluation / "classes.csv")
+    predictions, classes = (
+        read_table(noisy_evaluation / "predictions.csv"),
+        read_table(noisy_evaluation / "classes.csv"),
+    )
     assert [row["class"] for row in classes] == list("0123456789")
-    actual, predicted = [row["actual"] for row in found], [row["predicted"] for row in found]
+    actual, predicted = [row["actual"] for row in predictions], [row["predicted"] for row in predictions]
     precision, recall, f1, _ = metrics.precision_recall_fscore_support(actual, predicted, zero_division=0.0)
-    for name, wanted in (("precision", precision), ("recall", recall), ("f1", f1), ("accuracy", recall)):
-        np.testing.assert_allclose([float(row[name]) for row in classes], wanted, atol=1e-6)
+    for name, scores in (("precision", precision), ("recall", recall), ("f1", f1), ("accuracy", recall)):
+        np.testing.assert_allclose([float(row[name]) for row in classes], scores, atol=1e-6)
 
 
 def test_the_reliability_table_adds_up_to_the_report(noisy_evaluation: Path) -> None:
-    bins, numbers = read_table(noisy_evaluation / "reliability.csv"), read_report(noisy_evaluation)
+    bins, report = read_table(noisy_evaluation / "reliability.csv"), read_report(noisy_evaluation)
     assert list(bins[0]) == ["confidence", "accuracy", "perfect", "images"]
     assert all(row["perfect"] == row["confidence"] for row in bins)
     counts = np.array([int(row["images"]) for row in bins])
     confidence, accuracy = (np.array([float(row[name]) for row in bins]) for name in ("confidence", "accuracy"))
-    assert counts.sum() == numbers["images"]
-    assert (counts * accuracy).sum() / counts.sum() == pytest.approx(numbers["accuracy"], abs=1e-5)
+    assert counts.sum() == report["images"]
+    assert (counts * accuracy).sum() / counts.sum() == pytest.approx(report["accuracy"], abs=1e-5)
     error = (counts * abs(confidence - accuracy)).sum() / counts.sum()
-    assert numbers["calibration_error"] == pytest.approx(error, abs=1e-5)
+    assert report["calibration_error"] == pytest.approx(error, abs=1e-5)
 
 
 @pytest.mark.parametrize("picture", PICTURES)
@@ -145,19 +148,19 @@ def test_mistakes_are_drawn_in_three_rows_or_not_at_all(made: Path, noisy_evalua
 def test_a_run_in_another_folder_writes_the_same_bytes(
     noisy_evaluation: Path, noisy_weights: Path, made: Path, tmp_path: Path, params: Any
 ) -> None:
-    choices = params({"evaluate.min_accuracy": 0.0})
-    again = evaluate_in(tmp_path / "elsewhere", choices, made / "splits", noisy_weights)
+    params_file = params({"evaluate.min_accuracy": 0.0})
+    folder = evaluate_in(tmp_path / "elsewhere", params_file, made / "splits", noisy_weights)
     for file in OUTPUTS:
-        assert (again / file).read_bytes() == (noisy_evaluation / file).read_bytes(), file
+        assert (folder / file).read_bytes() == (noisy_evaluation / file).read_bytes(), file
 
 
 def test_tsne_images_changes_only_the_tsne_picture(
     noisy_evaluation: Path, noisy_weights: Path, made: Path, tmp_path: Path, params: Any
 ) -> None:
-    choices = params({"evaluate.min_accuracy": 0.0, "evaluate.tsne_images": 29})
-    other = evaluate_in(tmp_path / "other", choices, made / "splits", noisy_weights)
-    differ = {file for file in OUTPUTS if (other / file).read_bytes() != (noisy_evaluation / file).read_bytes()}
-    assert differ == {"tsne.png"}
+    params_file = params({"evaluate.min_accuracy": 0.0, "evaluate.tsne_images": 29})
+    folder = evaluate_in(tmp_path / "other", params_file, made / "splits", noisy_weights)
+    changed = {file for file in OUTPUTS if (folder / file).read_bytes() != (noisy_evaluation / file).read_bytes()}
+    assert changed == {"tsne.png"}
 
 
 def test_below_min_accuracy_it_fails_with_all_outputs_written(
@@ -165,10 +168,10 @@ def test_below_min_accuracy_it_fails_with_all_outputs_written(
 ) -> None:
     paths = {"params": params({"evaluate.min_accuracy": 1.0}), "splits": made / "splits", "weights": noisy_weights}
     command = stage_command(tmp_path, evaluate, **paths)
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     accuracy = read_report(tmp_path)["accuracy"]
-    assert done.returncode == 1
-    assert done.stderr == (
+    assert completed.returncode == 1
+    assert completed.stderr == (
         f"evaluate: accuracy {accuracy:.4f} is below evaluate.min_accuracy 1.0; "
         f"the report is in {tmp_path / 'evaluate.json'}\n"
     )
@@ -213,8 +216,8 @@ def test_colour_images_and_unicode_class_names_are_drawn(first: str, tmp_path: P
     about = {"dataset": "own", "origin": "made", "preparation": "resize", "classes": [first, "a very long class name"],
              "channels": 3, "size": 28, "counts": {}, "counts_by_class": {}, "mean": [0.5], "std": [0.5]}  # fmt: skip
     (splits / "about.json").write_text(json.dumps(about))
-    known = {name: about[name] for name in ("size", "channels", "classes", "dataset", "origin", "preparation")}
-    header = WeightsHeader(architecture="reference_e", width=8, params={}, **known)  # type: ignore[arg-type]
+    header_fields = {name: about[name] for name in ("size", "channels", "classes", "dataset", "origin", "preparation")}
+    header = WeightsHeader(architecture="reference_e", width=8, params={}, **header_fields)  # type: ignore[arg-type]
     write_weights(tmp_path / "w", build_model("reference_e", 8, 28, 3, 2, [0.5] * 3, [0.5] * 3), header)
     evaluate_in(tmp_path, params({"evaluate.min_accuracy": 0.0}), splits, tmp_path / "w")
     assert {row["actual"] for row in read_table(tmp_path / "predictions.csv")} == {first, "a very long class name"}

@@ -73,14 +73,14 @@ def test_there_is_one_file_without_external_data(opset_and_folder: tuple[int, Pa
 
 def test_only_the_batch_axis_is_symbolic(opset_and_folder: tuple[int, Path]) -> None:
     graph = onnx.load(opset_and_folder[1] / "model.onnx").graph
-    found = {
+    declared = {
         value.name: (
             onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type),
             [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim],
         )
         for value in (*graph.input, *graph.output)
     }
-    assert found == {
+    assert declared == {
         "image": ("UINT8", ["batch", 1, 28, 28]),
         "logits": ("FLOAT", ["batch", 10]),
         "probabilities": ("FLOAT", ["batch", 10]),
@@ -94,21 +94,21 @@ def test_outputs_of_onnxruntime_match_torch_for_any_batch_size(
     images = np.array(read_images(made / "splits", "test")[:batch])
     logits, probabilities = open_session(opset_and_folder[1]).run(["logits", "probabilities"], {"image": images})
     with torch.no_grad():
-        wanted = read_weights(made / "weights.safetensors")[0](torch.from_numpy(images))
+        expected = read_weights(made / "weights.safetensors")[0](torch.from_numpy(images))
     assert logits.shape == (batch, 10)
-    np.testing.assert_allclose(logits, wanted, atol=1e-5, rtol=0)
-    np.testing.assert_allclose(probabilities, wanted.softmax(1), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(logits, expected, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(probabilities, expected.softmax(1), atol=1e-5, rtol=0)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
 
 
 def test_the_metadata_are_complete(opset_and_folder: tuple[int, Path], made: Path) -> None:
     opset, folder = opset_and_folder
-    found = read_metadata(folder)
+    metadata = read_metadata(folder)
     layout = {"name": "image", "dtype": "uint8", "layout": "NCHW", "shape": ["batch", 1, 28, 28], "range": [0, 255]}
-    assert json.loads(found.pop("input")) == layout
-    assert json.loads(found.pop("classes")) == list("0123456789")
-    assert "centre of mass" in found.pop("preparation_description")
-    assert found == {
+    assert json.loads(metadata.pop("input")) == layout
+    assert json.loads(metadata.pop("classes")) == list("0123456789")
+    assert "centre of mass" in metadata.pop("preparation_description")
+    assert metadata == {
         "architecture": "reference_e",
         "dataset": "mnist",
         "origin": "made",
@@ -138,12 +138,12 @@ def test_another_process_and_folder_write_the_same_bytes_and_print_one_line(
     model = tmp_path / "deep" / "other.onnx"
     paths = {"params": params(), "weights": made / "weights.safetensors", "splits": made / "splits", "model": model}
     command = stage_command(tmp_path, export_onnx, **paths)
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert model.read_bytes() == (made / "model.onnx").read_bytes()
     assert (tmp_path / "golden.json").read_bytes() == (made / "golden.json").read_bytes()
-    assert done.stderr == ""
-    assert done.stdout.count("\n") == 1
-    assert "opset 18, onnxruntime >=1.14" in done.stdout
+    assert completed.stderr == ""
+    assert completed.stdout.count("\n") == 1
+    assert "opset 18, onnxruntime >=1.14" in completed.stdout
 
 
 @pytest.mark.parametrize("name", ["compact", "reference_b"])
@@ -160,9 +160,9 @@ def test_other_networks_with_colour_images_are_exported(name: ModelName, tmp_pat
     network(torch.from_numpy(images))  # moves the running statistics of batch normalisation
     write_weights(tmp_path / "w", network, WeightsHeader.of(name, 8, read_splits_info(splits), {}))
     export_in(tmp_path, params(), splits, tmp_path / "w")
-    found = open_session(tmp_path).run(["logits"], {"image": images})[0]
+    logits = open_session(tmp_path).run(["logits"], {"image": images})[0]
     with torch.no_grad():
-        np.testing.assert_allclose(found, network.eval()(torch.from_numpy(images)), atol=1e-5, rtol=0)
+        np.testing.assert_allclose(logits, network.eval()(torch.from_numpy(images)), atol=1e-5, rtol=0)
     assert json.loads(read_metadata(tmp_path)["classes"]) == ["Öl", "水", "c"]
     assert "stretched" in read_metadata(tmp_path)["preparation_description"]
 
@@ -194,16 +194,16 @@ assert "torch" not in sys.modules
 print(len(golden["cases"]))
 """
     command = [sys.executable, "-c", replay, made / "golden.json", made / "model.onnx"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("10\n", "")
+    completed = subprocess.run(command, capture_output=True, text=True)
+    assert (completed.stdout, completed.stderr) == ("10\n", "")
 
 
 @pytest.mark.parametrize(("golden_images", "cases"), [(3, 3), (500, 200)])
 def test_golden_images_limits_the_golden_sample(
     golden_images: int, cases: int, made: Path, tmp_path: Path, params: Any
 ) -> None:
-    choices = params({"export_onnx.golden_images": golden_images, "export_onnx.tolerance": 1e-6})
-    export_in(tmp_path, choices, made / "splits", made / "weights.safetensors")
+    params_file = params({"export_onnx.golden_images": golden_images, "export_onnx.tolerance": 1e-6})
+    export_in(tmp_path, params_file, made / "splits", made / "weights.safetensors")
     golden = json.loads((tmp_path / "golden.json").read_text())
     assert len(golden["cases"]) == cases
     assert golden["tolerance"] == 1e-6

@@ -151,10 +151,10 @@ def test_the_command_writes_the_report_and_fails_with_one_line(
     changed = change_model(lambda proto: change_initializer(proto, "head.bias", add_to_one_weight))
     paths = input_paths(made, params=params(QUICK_PARITY), model=changed)
     command = stage_command(tmp_path, validate_parity, **paths)
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith(f"validate_parity: {changed} does not match {paths['weights']}: ")
+    completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert completed.returncode == 1
+    assert completed.stderr.count("\n") == 1
+    assert completed.stderr.startswith(f"validate_parity: {changed} does not match {paths['weights']}: ")
     assert json.loads((tmp_path / "parity.json").read_text())["same"] is False
 
 
@@ -399,16 +399,16 @@ def test_a_missing_file_is_named_with_the_command_that_makes_it(
 
 
 def test_providers_that_are_all_unavailable_are_named(made: Path, tmp_path: Path, params: Any) -> None:
-    choices = params({"validate_parity.providers": ["AbacusExecutionProvider"]})
+    params_file = params({"validate_parity.providers": ["AbacusExecutionProvider"]})
     with pytest.raises(StageError, match=r"validate_parity\.providers: none of .*Abacus.* is available; name one of"):
-        validate(tmp_path, choices, made)
+        validate(tmp_path, params_file, made)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif("CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="needs CUDA")
 def test_the_file_is_the_network_on_a_gpu_too(made: Path, tmp_path: Path, params: Any) -> None:
-    choices = params({**QUICK_PARITY, "validate_parity.providers": ["CUDAExecutionProvider"]})
-    assert validate(tmp_path, choices, made)["same"] is True
+    params_file = params({**QUICK_PARITY, "validate_parity.providers": ["CUDAExecutionProvider"]})
+    assert validate(tmp_path, params_file, made)["same"] is True
 
 
 def test_a_sample_larger_than_the_test_split_is_filled_with_noise(made: Path, tmp_path: Path, params: Any) -> None:
@@ -448,25 +448,25 @@ def sha256(path: Path) -> str:
 
 def test_the_certificate_has_the_hashes_quality_and_parity(made: Path, tmp_path: Path, params: Any) -> None:
     validate(tmp_path, params(QUICK_PARITY), made)
-    found = json.loads((tmp_path / "certificate.json").read_text())
-    assert found["model_sha256"] == sha256(made / "model.onnx")
-    assert found["weights_sha256"] == sha256(made / "weights.safetensors")
-    assert found["golden_sha256"] == sha256(made / "golden.json")
+    certificate = json.loads((tmp_path / "certificate.json").read_text())
+    assert certificate["model_sha256"] == sha256(made / "model.onnx")
+    assert certificate["weights_sha256"] == sha256(made / "weights.safetensors")
+    assert certificate["golden_sha256"] == sha256(made / "golden.json")
     lines = "".join(f"{sha256(path)}  {path.name}\n" for path in sorted((made / "splits").iterdir()))
-    assert found["dataset"] == {
+    assert certificate["dataset"] == {
         "name": "mnist",
         "origin": "made",
         "splits_sha256": hashlib.sha256(lines.encode()).hexdigest(),
     }
     quality = json.loads((made / "evaluate.json").read_text())
-    assert found["quality"] == {name: quality[name] for name in found["quality"]}
-    assert found["quality"].keys() == {"accuracy", "accuracy_low", "accuracy_high", "min_accuracy", "images"}
-    assert found["parity"] == {"configurations": 8, "images": 200, "atol": 0.0001, "margin": 0.0001}
+    assert certificate["quality"] == {name: quality[name] for name in certificate["quality"]}
+    assert certificate["quality"].keys() == {"accuracy", "accuracy_low", "accuracy_high", "min_accuracy", "images"}
+    assert certificate["parity"] == {"configurations": 8, "images": 200, "atol": 0.0001, "margin": 0.0001}
     trained_on = json.loads((made / "environment.json").read_text())
-    assert found["environment"] == {**trained_on, "onnxruntime": onnxruntime.__version__}
-    content = {name: value for name, value in found.items() if name != "sha256"}
+    assert certificate["environment"] == {**trained_on, "onnxruntime": onnxruntime.__version__}
+    content = {name: value for name, value in certificate.items() if name != "sha256"}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    assert found["sha256"] == hashlib.sha256(canonical.encode()).hexdigest()
+    assert certificate["sha256"] == hashlib.sha256(canonical.encode()).hexdigest()
 
 
 @pytest.mark.parametrize(
