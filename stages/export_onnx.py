@@ -20,7 +20,7 @@ from stages.core.splits import read_images, read_labels, read_splits_info
 from stages.network.models import Classifier
 from stages.network.weights import WeightsHeader, check_weights_fit, read_weights
 from stages.proof.engines import run_torch
-from stages.proof.golden import write_golden
+from stages.proof.golden import GoldenSample, write_golden
 from stages.proof.onnx_file import BATCH_AXIS, INPUT, IR_VERSION, LOGITS, PROBABILITIES, model_metadata
 
 
@@ -54,7 +54,9 @@ def export_onnx(
     onnx.checker.check_model(proto, full_check=True)
     with atomic_write(model) as tmp:
         tmp.write_bytes(proto.SerializeToString(deterministic=True))
-    write_golden(golden, images, labels, run_torch(network, images), header.classes, section.tolerance)
+    outputs, classes = run_torch(network, images), header.classes
+    sample = GoldenSample(images, outputs, outputs.predicted(classes), section.tolerance)
+    write_golden(golden, sample, [classes[label] for label in labels])
     echo(f"{model}: {model.stat().st_size} bytes, opset {section.opset}, onnxruntime {metadata['onnxruntime']}")
 
 

@@ -24,33 +24,26 @@ class GoldenSample:
     def differences(self, outputs: Outputs, classes: list[str], atol: float) -> list[str]:
         """Why a consumer that replays the sample would reject these outputs; empty if it would not."""
         reasons = compare_outputs(self.outputs, outputs).reasons(min(self.tolerance, atol), 0.0)
-        if self.predicted != [classes[label] for label in outputs.logits.argmax(axis=1)]:
+        if self.predicted != outputs.predicted(classes):
             reasons.append("other classes than it says")
         return [f"golden sample: {reason}" for reason in reasons]
 
 
-def write_golden(
-    path: Path,
-    images: NDArray[np.uint8],
-    labels: NDArray[np.int64],
-    outputs: Outputs,
-    classes: list[str],
-    tolerance: float,
-) -> None:
+def write_golden(path: Path, sample: GoldenSample, labels: list[str]) -> None:
     """One line for each case. Its image is flat, in the order of the input's layout."""
     cases = [
         {
-            "class": classes[label],
-            "predicted": classes[int(logits.argmax())],
+            "class": label,
+            "predicted": predicted,
             "image": image.ravel().tolist(),
             LOGITS: logits.tolist(),
             PROBABILITIES: probabilities.tolist(),
         }
-        for image, label, logits, probabilities in zip(
-            images, labels, outputs.logits, outputs.probabilities, strict=True
+        for label, predicted, image, logits, probabilities in zip(
+            labels, sample.predicted, sample.images, sample.outputs.logits, sample.outputs.probabilities, strict=True
         )
     ]
-    fields = f'"image_shape": {list(images.shape[1:])},\n  "tolerance": {json.dumps(tolerance)}'
+    fields = f'"image_shape": {list(sample.images.shape[1:])},\n  "tolerance": {json.dumps(sample.tolerance)}'
     lines = ",\n    ".join(json.dumps(case, ensure_ascii=False) for case in cases)
     with atomic_write(path) as tmp:
         tmp.write_text(f'{{\n  {fields},\n  "cases": [\n    {lines}\n  ]\n}}\n', encoding="utf-8")

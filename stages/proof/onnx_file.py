@@ -24,13 +24,8 @@ PREPARATION = {
 
 def model_metadata(header: WeightsHeader, weights: Path, opset: int) -> dict[str, str]:
     """The metadata_props: all that a consumer needs to know beside the graph."""
-    image = {
-        "name": INPUT,
-        "dtype": "uint8",
-        "layout": "NCHW",
-        "shape": [BATCH_AXIS, header.channels, header.size, header.size],
-        "range": [0, 255],
-    }
+    shape = [BATCH_AXIS, header.channels, header.size, header.size]
+    image = {"name": INPUT, "dtype": "uint8", "layout": "NCHW", "shape": shape, "range": [0, 255]}
     return {
         "architecture": header.architecture,
         "classes": json.dumps(header.classes, ensure_ascii=False),

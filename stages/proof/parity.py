@@ -14,6 +14,9 @@ class Outputs:
     logits: NDArray[np.float32]
     probabilities: NDArray[np.float32]
 
+    def predicted(self, classes: list[str]) -> list[str]:
+        return [classes[label] for label in self.logits.argmax(axis=1)]
+
 
 @dataclass(frozen=True)
 class Difference:
