@@ -1,4 +1,4 @@
-"""Trained weights and the test split in; metrics, tables and pictures of the quality on it out."""
+"""Trained weights and the test split in; metrics, tables and pictures of the quality out."""
 
 from pathlib import Path
 from typing import Annotated

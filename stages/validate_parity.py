@@ -1,4 +1,4 @@
-"""Trained weights and the ONNX file in; out a certificate that their outputs match, or a report of the differences."""
+"""Trained weights and their ONNX file in; a report out, and a certificate if the outputs of both match."""
 
 import itertools
 from collections.abc import Iterator
@@ -21,10 +21,10 @@ from stages.core.params import Machine, Section, read_section
 from stages.core.splits import read_images, read_labels, read_splits_info
 from stages.network.weights import check_weights_fit, read_weights
 from stages.proof.certificate import hash_files, make_certificate, read_quality
-from stages.proof.engines import OPTIMIZATION_LEVELS, REFERENCE, Configuration, run_onnx, run_torch
+from stages.proof.engines import OPTIMIZATION_LEVELS, REFERENCE_EVALUATOR, Configuration, run_onnx, run_torch
 from stages.proof.golden import read_golden
 from stages.proof.onnx_file import find_declaration_errors, read_model
-from stages.proof.parity import Difference, Outputs, compare_outputs, sample_images, thin_sample
+from stages.proof.parity import Difference, Outputs, build_sample, compare_outputs, thin_sample
 
 COLUMNS = ("configuration", "engine", "level", "provider", "threads", "batch", "images", "logits_max", "logits_p999",
            "probabilities_max", "probabilities_p999", "flips", "flip_margin")  # fmt: skip
@@ -71,7 +71,7 @@ def validate_parity(
     proto, golden_sample = read_model(model), read_golden(golden, header)
     prepare_device(machine.model_copy(update={"device": "cpu"}))
     test = read_images(splits, "test")
-    sample = sample_images(test, section.sample_images, section.seed)
+    sample = build_sample(test, section.sample_images, section.seed)
     images = {"test": test, "sample": sample, "reference": thin_sample(sample, section.reference_images)}
     expected = {name: run_torch(network, images[name]) for name in images}
     comparisons: list[Comparison] = []
@@ -121,7 +121,7 @@ def compare_configurations(
 
 
 def list_configurations(section: ValidateParity, threads: int) -> Iterator[Configuration]:
-    """Every optimization level on the test split, every batch size and number of threads on the sample."""
+    """Every optimization level on the test split; every batch size and number of threads on the sample."""
     available = onnxruntime.get_available_providers()
     providers = [provider for provider in section.providers if provider in available]
     if not providers:
@@ -134,16 +134,16 @@ def list_configurations(section: ValidateParity, threads: int) -> Iterator[Confi
         for batch in section.batch_sizes:
             for thread_count in sorted({1, max(2, threads)}):
                 yield Configuration("sample", provider=provider, threads=thread_count, batch=batch)
-    yield Configuration("reference", engine=REFERENCE, level="none", provider="none", batch=section.reference_images)
+    yield Configuration("reference", REFERENCE_EVALUATOR, "none", provider="none", batch=section.reference_images)
 
 
 def table_row(configuration: Configuration, difference: Difference) -> list[Any]:
     values = {"configuration": str(configuration), **asdict(configuration), **asdict(difference)}
-    return [shorten(values[column]) for column in COLUMNS]
+    return [round_float(values[column]) for column in COLUMNS]
 
 
-def shorten(value: Any) -> Any:
-    """A float with three significant digits, or nothing if it is not finite; other values as they are."""
+def round_float(value: Any) -> Any:
+    """Round a float to three significant digits, or drop it if it is not finite; keep other values."""
     if not isinstance(value, float):
         return value
     return float(f"{value:.3g}") if np.isfinite(value) else None

@@ -1,1 +1,1 @@
-"""What proves a model: its quality, the ONNX file, parity with the trained network, the certificate."""
+"""The proof of a model: its quality, its ONNX file, the parity of that file with the trained network, the certificate."""

@@ -1,4 +1,4 @@
-"""The certificate of a model, which consumers require: the SHA-256 of its files, its quality and its parity."""
+"""The certificate of a model: the SHA-256 of its files, its quality and its parity. Consumers require one."""
 
 import hashlib
 import json
@@ -15,19 +15,19 @@ QUALITY_KEYS = ("accuracy", "accuracy_low", "accuracy_high", "min_accuracy", "im
 
 
 def hash_files(files: dict[str, Path]) -> dict[str, str]:
-    """SHA-256 by the certificate's keys."""
+    """The SHA-256 of each file or folder, by its key in the certificate."""
     hashes = {name: folder_sha256(path) if path.is_dir() else file_sha256(path) for name, path in files.items()}
     return {f"{name}_sha256": sha256 for name, sha256 in hashes.items()}
 
 
 def folder_sha256(folder: Path) -> str:
-    """Of the names and hashes of its files: what `sha256sum * | sha256sum` prints in the folder."""
+    """Hash the names and contents of its files. Equals the output of `sha256sum * | sha256sum` in the folder."""
     lines = "".join(f"{file_sha256(path)}  {path.name}\n" for path in sorted(folder.glob("*")))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def read_quality(path: Path, weights: Path) -> dict[str, Any]:
-    """The certified numbers of evaluate's report; a StageError unless it is of these weights and its gate passed."""
+    """Read the numbers to certify from evaluate's report. It must be of these weights, and its gate must have passed."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         quality, weights_hash = {key: report[key] for key in QUALITY_KEYS}, report["weights"]
@@ -54,7 +54,7 @@ def make_certificate(
     parity: dict[str, Any],
     environment: dict[str, Any],
 ) -> dict[str, Any]:
-    """The content of the file. Its last key is a hash of all others, by which consumers detect a changed byte."""
+    """The content of the certificate. Its last key is a hash of the others, so that consumers detect changes."""
     content = {
         "format": FORMAT_VERSION,
         **{name: hashes[name] for name in ("model_sha256", "weights_sha256", "golden_sha256")},

@@ -1,4 +1,4 @@
-"""Images in, outputs out: of the network in PyTorch, or of the file in ONNX Runtime or ONNX's reference evaluator."""
+"""Run images through the network in PyTorch, or the ONNX file in ONNX Runtime or ONNX's reference evaluator."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from stages.proof.parity import Outputs
 
 ORT_LEVELS = onnxruntime.GraphOptimizationLevel.__members__
 OPTIMIZATION_LEVELS = sorted(ORT_LEVELS, key=lambda name: int(ORT_LEVELS[name]))
-REFERENCE = "reference evaluator"
+REFERENCE_EVALUATOR = "reference evaluator"
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Configuration:
     batch: int = 1000
 
     def __str__(self) -> str:
-        """Short, for a column of a table."""
-        if self.engine == REFERENCE:
+        """A short name for tables and error messages."""
+        if self.engine == REFERENCE_EVALUATOR:
             return self.engine
         level = self.level.removeprefix("ORT_").removeprefix("ENABLE_").replace("DISABLE_ALL", "NONE").lower()
         provider = self.provider.removesuffix("ExecutionProvider")
@@ -45,7 +45,7 @@ def run_torch(network: nn.Module, images: NDArray[np.uint8]) -> Outputs:
 
 
 def run_onnx(proto: onnx.ModelProto, configuration: Configuration, images: NDArray[np.uint8]) -> Outputs:
-    if configuration.engine == REFERENCE:
+    if configuration.engine == REFERENCE_EVALUATOR:
         return Outputs(*ReferenceEvaluator(proto).run([LOGITS, PROBABILITIES], {INPUT: images}))
     session = open_session(proto, configuration)
     batches = (images[start : start + configuration.batch] for start in range(0, len(images), configuration.batch))

@@ -1,4 +1,4 @@
-"""The golden sample: a few inputs of the ONNX file and its expected outputs, as JSON that any language reads."""
+"""The golden sample: a few images with the expected outputs of the ONNX file, as JSON for any language."""
 
 import json
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ class GoldenSample:
     images: NDArray[np.uint8]
     outputs: Outputs
     predicted: list[str]  # class names
-    tolerance: float  # largest absolute error that a replay may have
+    tolerance: float  # largest absolute error of a replay
 
     def differences(self, outputs: Outputs, classes: list[str], atol: float) -> list[str]:
-        """Why a consumer that replays the sample would reject these outputs; empty if it would not."""
+        """Why these outputs do not match the sample; empty if they do."""
         reasons = compare_outputs(self.outputs, outputs).reasons(min(self.tolerance, atol), 0.0)
         if self.predicted != outputs.predicted(classes):
             reasons.append("other classes than it says")
@@ -30,7 +30,7 @@ class GoldenSample:
 
 
 def write_golden(path: Path, sample: GoldenSample, labels: list[str]) -> None:
-    """One line for each case. Its image is flat, in the order of the input's layout."""
+    """Write one line for each case. The pixels of an image are a flat list in CHW order."""
     cases = [
         {
             "class": label,

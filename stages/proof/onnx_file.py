@@ -1,4 +1,4 @@
-"""What the ONNX file declares: names and types of its inputs and outputs, versions and metadata."""
+"""The declarations of the ONNX file: names and types of its inputs and outputs, versions and metadata."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ PREPARATION = {
 
 
 def model_metadata(header: WeightsHeader, weights: Path, opset: int) -> dict[str, str]:
-    """The metadata_props: all that a consumer needs to know beside the graph."""
+    """The metadata_props, from which a consumer learns everything that the graph does not say."""
     shape = [BATCH_AXIS, header.channels, header.size, header.size]
     image = {"name": INPUT, "dtype": "uint8", "layout": "NCHW", "shape": shape, "range": [0, 255]}
     return {
@@ -54,7 +54,7 @@ def read_model(path: Path) -> onnx.ModelProto:
 
 
 def find_declaration_errors(proto: onnx.ModelProto, header: WeightsHeader, weights: Path) -> list[str]:
-    """Where the file differs from what export_onnx declares for these weights; empty if nowhere."""
+    """Differences from the declarations that export_onnx writes for these weights; empty if there are none."""
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

@@ -1,4 +1,4 @@
-"""Outputs of two engines for the same images in, their absolute errors and flipped labels out; and images to run."""
+"""Compare the outputs of two engines for the same images, and build the sample of images to compare on."""
 
 from dataclasses import dataclass
 
@@ -60,8 +60,8 @@ def compare_outputs(expected: Outputs, actual: Outputs) -> Difference:
     )
 
 
-def sample_images(images: NDArray[np.uint8], count: int, seed: int) -> NDArray[np.uint8]:
-    """`count` images: edge images, then a random choice of `images`, then noise if there are too few."""
+def build_sample(images: NDArray[np.uint8], count: int, seed: int) -> NDArray[np.uint8]:
+    """Return `count` images: edge images, then a random choice of `images`, then noise if these are too few."""
     edges = edge_images(images.shape[1], images.shape[2], seed)[:count]
     generator = np.random.Generator(np.random.PCG64(seed))
     chosen = generator.permutation(len(images))[: count - len(edges)]
@@ -71,7 +71,7 @@ def sample_images(images: NDArray[np.uint8], count: int, seed: int) -> NDArray[n
 
 
 def edge_images(channels: int, size: int, seed: int) -> NDArray[np.uint8]:
-    """Images unlike any data set's: all dark, all bright, two checkerboards, five single bright pixels, noise."""
+    """Images that no data set has: all dark, all bright, two checkerboards, five single bright pixels, noise."""
     last, middle = size - 1, size // 2
     board = (np.indices((size, size)).sum(axis=0) % 2 * 255).astype(np.uint8)
     pixels = np.zeros((5, size, size), np.uint8)
@@ -83,7 +83,7 @@ def edge_images(channels: int, size: int, seed: int) -> NDArray[np.uint8]:
 
 
 def thin_sample(sample: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
-    """`count` images of a sample, evenly spaced; half of them edge images, if there are enough."""
+    """Return `count` images of a sample at even intervals; half of them edge images, if there are enough."""
     edges = np.arange(0, EDGE_IMAGES, 2)[: count // 2]
     others = np.linspace(EDGE_IMAGES, len(sample) - 1, count - len(edges)).astype(int)
     thinned: NDArray[np.uint8] = sample[np.concatenate([edges, others])]

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-BINS = 15  # as in Guo et al. 2017
+BINS = 15  # of confidence, as in Guo et al. 2017
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def class_scores(predicted: Ints, labels: Ints, classes: int) -> Floats:
 
 
 def reliability_bins(probabilities: Floats, labels: Ints) -> list[ReliabilityBin]:
-    """The images by confidence, in bins of equal width; empty bins are left out."""
+    """Group the images by confidence into bins of equal width, without empty bins."""
     confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     bin_index = np.minimum((confidence * BINS).astype(int), BINS - 1)
     masks = [bin_index == index for index in np.unique(bin_index)]
