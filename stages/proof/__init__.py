@@ -1,1 +1,1 @@
-"""The proof of a model: its quality, its ONNX file, the parity of that file with the trained network, the certificate."""
+"""The proof of a model: its quality, its ONNX file, the parity of file and trained network, the certificate."""

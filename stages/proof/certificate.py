@@ -27,7 +27,7 @@ def folder_sha256(folder: Path) -> str:
 
 
 def read_quality(path: Path, weights: Path) -> dict[str, Any]:
-    """Read the numbers to certify from evaluate's report. It must be of these weights, and its gate must have passed."""
+    """Read the numbers to certify from evaluate's report, which must be of these weights and have passed its gate."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         quality, weights_hash = {key: report[key] for key in QUALITY_KEYS}, report["weights"]
