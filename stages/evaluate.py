@@ -52,14 +52,15 @@ def evaluate(
     predicted, names = probabilities.argmax(axis=1), info.classes
     accuracy = float((predicted == labels).mean())
     low, high = quality.wilson_interval(int((predicted == labels).sum()), len(labels))
-    scores, bins = quality.class_scores(predicted, labels, len(names)), quality.reliability_bins(probabilities, labels)
+    scores = quality.class_scores(predicted, labels, len(names))
+    reliability_table = quality.reliability_table(probabilities, labels)
     metrics = {
         "accuracy": accuracy,
         "accuracy_low": low,
         "accuracy_high": high,
         "loss": quality.log_loss(probabilities, labels),
         "macro_f1": float(scores[:, 2].mean()),
-        "calibration_error": quality.calibration_error(bins),
+        "calibration_error": quality.calibration_error(reliability_table),
     }
     gate = {"images": len(labels), "min_accuracy": section.min_accuracy, "weights": short_hash(weights)}
     write_json(report, {name: round(value, 6) for name, value in metrics.items()} | gate)
@@ -70,7 +71,10 @@ def evaluate(
         for name, (precision, recall, f1) in zip(names, scores.tolist(), strict=True)
     )
     write_csv(classes, ("class", "accuracy", "precision", "recall", "f1"), class_rows)
-    bin_rows = ((*rounded(item.confidence, item.accuracy, item.confidence), item.images) for item in bins)
+    bin_rows = (
+        (*rounded(bin_confidence, bin_accuracy, bin_confidence), count)
+        for bin_confidence, bin_accuracy, count in reliability_table
+    )
     write_csv(reliability, ("confidence", "accuracy", "perfect", "images"), bin_rows)
     draw_first_nine(first_nine, images, label_names, predicted_names)
     draw_mistakes(mistakes, images, label_names, predicted_names, probabilities.max(axis=1))

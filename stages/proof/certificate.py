@@ -14,13 +14,12 @@ FORMAT_VERSION = 1
 QUALITY_KEYS = ("accuracy", "accuracy_low", "accuracy_high", "min_accuracy", "images")
 
 
-def hash_files(files: dict[str, Path]) -> dict[str, str]:
+def hash_files(paths: dict[str, Path]) -> dict[str, str]:
     """The SHA-256 of each file or folder, by its key in the certificate."""
-    hashes = {name: folder_sha256(path) if path.is_dir() else file_sha256(path) for name, path in files.items()}
-    return {f"{name}_sha256": sha256 for name, sha256 in hashes.items()}
+    return {f"{name}_sha256": hash_folder(path) if path.is_dir() else file_sha256(path) for name, path in paths.items()}
 
 
-def folder_sha256(folder: Path) -> str:
+def hash_folder(folder: Path) -> str:
     """Hash the names and contents of its files. Equals the output of `sha256sum * | sha256sum` in the folder."""
     lines = "".join(f"{file_sha256(path)}  {path.name}\n" for path in sorted(folder.glob("*")))
     return hashlib.sha256(lines.encode()).hexdigest()

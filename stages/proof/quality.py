@@ -1,7 +1,6 @@
 """Measures of a classifier, from its probabilities and the true labels."""
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,13 +8,6 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 BINS = 15  # of confidence, as in Guo et al. 2017
-
-
-@dataclass(frozen=True)
-class ReliabilityBin:
-    confidence: float  # mean of the highest probabilities
-    accuracy: float
-    images: int
 
 
 def wilson_interval(correct: int, images: int) -> tuple[float, float]:
@@ -40,15 +32,15 @@ def class_scores(predicted: Ints, labels: Ints, classes: int) -> Floats:
     return np.stack(scores[:3], axis=1)
 
 
-def reliability_bins(probabilities: Floats, labels: Ints) -> list[ReliabilityBin]:
-    """Group the images by confidence into bins of equal width, without empty bins."""
+def reliability_table(probabilities: Floats, labels: Ints) -> list[tuple[float, float, int]]:
+    """Mean confidence, accuracy and number of images, in bins of confidence of equal width; without empty bins."""
     confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     bin_index = np.minimum((confidence * BINS).astype(int), BINS - 1)
     masks = [bin_index == index for index in np.unique(bin_index)]
-    return [ReliabilityBin(float(confidence[m].mean()), float(correct[m].mean()), int(m.sum())) for m in masks]
+    return [(float(confidence[mask].mean()), float(correct[mask].mean()), int(mask.sum())) for mask in masks]
 
 
-def calibration_error(bins: list[ReliabilityBin]) -> float:
+def calibration_error(table: list[tuple[float, float, int]]) -> float:
     """The expected calibration error (Naeini et al. 2015; Guo et al. 2017, arXiv:1706.04599)."""
-    gaps = [item.images * abs(item.confidence - item.accuracy) for item in bins]
-    return sum(gaps) / sum(item.images for item in bins)
+    confidence, accuracy, images = np.array(table).T
+    return float(np.average(np.abs(confidence - accuracy), weights=images))

@@ -61,8 +61,8 @@ def test_bins_and_calibration_error_of_a_small_example() -> None:
     # of 15 bins: 0.92 and 0.90 fall into the 14th, 0.61 into the 10th, and 1.0 into the last
     confidence = np.array([0.92, 0.90, 0.61, 1.0])
     probabilities = np.stack([confidence, 1 - confidence], axis=1)
-    bins = quality.reliability_bins(probabilities, np.array([0, 1, 1, 0]))
-    assert [(item.confidence, item.accuracy, item.images) for item in bins] == [
+    bins = quality.reliability_table(probabilities, np.array([0, 1, 1, 0]))
+    assert bins == [
         (0.61, 0.0, 1),
         (pytest.approx(0.91), 0.5, 2),
         (1.0, 1.0, 1),
@@ -73,9 +73,9 @@ def test_bins_and_calibration_error_of_a_small_example() -> None:
 def test_every_image_is_in_one_bin_and_the_bins_average_to_the_accuracy(
     probabilities_and_labels: tuple[np.ndarray, np.ndarray],
 ) -> None:
-    bins = quality.reliability_bins(*probabilities_and_labels)
+    bins = quality.reliability_table(*probabilities_and_labels)
     accuracy = float((probabilities_and_labels[0].argmax(axis=1) == probabilities_and_labels[1]).mean())
-    assert sum(item.images for item in bins) == 500
-    assert sum(item.images * item.accuracy for item in bins) / 500 == pytest.approx(accuracy)
-    assert all(item.images for item in bins)
-    assert [item.confidence for item in bins] == sorted(item.confidence for item in bins)
+    assert sum(images for _, _, images in bins) == 500
+    assert sum(images * bin_accuracy for _, bin_accuracy, images in bins) / 500 == pytest.approx(accuracy)
+    assert all(images for _, _, images in bins)
+    assert bins == sorted(bins)
