@@ -4,12 +4,11 @@ import contextlib
 import io
 import logging
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
-import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
+from cyclopts import Parameter
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -20,39 +19,49 @@ from stages.core.params import Machine, Section, read_section
 from stages.core.splits import read_images, read_labels, read_splits_info
 from stages.network.models import Classifier
 from stages.network.weights import WeightsHeader, check_weights_fit, read_weights
-from stages.proof.golden import write_golden
-from stages.proof.onnx_file import BATCH, INPUT, IR_VERSION, LOGITS, PROBABILITIES, model_metadata
-from stages.proof.parity import Outputs
+from stages.proof.engines import run_torch
+from stages.proof.golden import GoldenSample, write_golden
+from stages.proof.onnx_file import BATCH_AXIS, INPUT, IR_VERSION, LOGITS, PROBABILITIES, model_metadata
 
 
 class ExportOnnx(Section):
+    renamed: ClassVar[dict[str, str]] = {"golden": "golden_images"}
+
     opset: Literal[18, 19, 20, 21]
-    golden: int = Field(ge=1, le=1000)
+    golden_images: int = Field(ge=1, le=1000)
     tolerance: float = Field(gt=0)
 
 
-def export_onnx(*, params: Path, weights: Path, splits: Path, model: Path, golden: Path) -> None:
-    """Write WEIGHTS as MODEL, and a GOLDEN sample of test images with the outputs expected of it."""
+def export_onnx(
+    *,
+    params: Annotated[Path, Parameter(help="params.yaml")],
+    weights: Annotated[Path, Parameter(help="trained weights")],
+    splits: Annotated[Path, Parameter(help="folder of splits")],
+    model: Annotated[Path, Parameter(help="ONNX file to write")],
+    golden: Annotated[Path, Parameter(help="JSON to write the golden sample to")],
+) -> None:
+    """Write the trained network as an ONNX file, and a golden sample: the first test images with their outputs."""
     section, machine = read_section(params, "export_onnx", ExportOnnx), read_section(params, "machine", Machine)
     network, header = read_weights(weights)
-    about = read_splits_info(splits)
-    check_weights_fit(weights, header, about)
+    check_weights_fit(weights, header, read_splits_info(splits))
     prepare_device(machine.model_copy(update={"device": "cpu"}))
-    served = ExportModule(network).eval()
-    proto = export_graph(served, header, section.opset)
+    count = section.golden_images
+    images, labels = read_images(splits, "test")[:count], read_labels(splits, "test")[:count]
+    proto = export_graph(network, header, section.opset)
     strip_debug_info(proto)
-    properties = model_metadata(header, weights, section.opset)
-    onnx.helper.set_model_props(proto, properties)
+    metadata = model_metadata(header, weights, section.opset)
+    onnx.helper.set_model_props(proto, metadata)
     onnx.checker.check_model(proto, full_check=True)
-    images, labels = read_images(splits, "test")[: section.golden], read_labels(splits, "test")[: section.golden]
-    with atomic_write(model) as beside:
-        beside.write_bytes(proto.SerializeToString(deterministic=True))
-    write_golden(golden, images, labels, served.answer(images), header.classes, section.tolerance)
-    echo(f"{model}: {model.stat().st_size} bytes, opset {section.opset}, onnxruntime {properties['onnxruntime']}")
+    with atomic_write(model) as tmp:
+        tmp.write_bytes(proto.SerializeToString(deterministic=True))
+    outputs, classes = run_torch(network, images), header.classes
+    sample = GoldenSample(images, outputs, outputs.predicted(classes), section.tolerance)
+    write_golden(golden, sample, [classes[label] for label in labels])
+    echo(f"{model}: {model.stat().st_size} bytes, opset {section.opset}, onnxruntime {metadata['onnxruntime']}")
 
 
 class ExportModule(nn.Module):
-    """What a consumer gets: pixels to logits and probabilities."""
+    """The network with both outputs of the ONNX file."""
 
     def __init__(self, network: Classifier) -> None:
         super().__init__()
@@ -62,23 +71,19 @@ class ExportModule(nn.Module):
         logits = self.network(image)
         return logits, logits.softmax(1)
 
-    @torch.no_grad()
-    def answer(self, images: NDArray[np.uint8]) -> Outputs:
-        return Outputs(*(part.numpy() for part in self(torch.from_numpy(images))))
 
-
-def export_graph(served: ExportModule, header: WeightsHeader, opset: int) -> onnx.ModelProto:
-    """The graph as torch's exporter makes it; its progress goes to the log's debug level, not to the terminal."""
-    example = torch.zeros(2, header.channels, header.size, header.size, dtype=torch.uint8)  # one would fix the axis
+def export_graph(network: Classifier, header: WeightsHeader, opset: int) -> onnx.ModelProto:
+    # Two images, since the exporter takes an axis of size 1 for a constant.
+    example = torch.zeros(2, header.channels, header.size, header.size, dtype=torch.uint8)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()):  # the exporter's progress
         program = torch.onnx.export(
-            served,
+            ExportModule(network).eval(),
             (example,),
             input_names=[INPUT],
             output_names=[LOGITS, PROBABILITIES],
             opset_version=opset,
-            dynamic_shapes={"image": {0: torch.export.Dim(BATCH, min=1)}},
+            dynamic_shapes={"image": {0: torch.export.Dim(BATCH_AXIS, min=1)}},
             external_data=False,
             dynamo=True,
             verbose=False,
@@ -86,12 +91,12 @@ def export_graph(served: ExportModule, header: WeightsHeader, opset: int) -> onn
     assert program is not None
     proto: onnx.ModelProto = program.model_proto
     proto.ir_version = IR_VERSION[opset]
-    proto.producer_version = torch.__version__.split("+")[0]  # +cu130 and +cpu are the same exporter
+    proto.producer_version = torch.__version__.split("+")[0]  # the builds +cu130 and +cpu have the same exporter
     return proto
 
 
 def strip_debug_info(proto: onnx.ModelProto) -> None:
-    """Take out what differs from machine to machine and says where it was built: stack traces, doc strings, paths."""
+    """Remove stack traces, doc strings and paths, which differ between machines and reveal where the file was built."""
     graph = proto.graph
     for part in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         part.ClearField("doc_string")

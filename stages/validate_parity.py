@@ -1,13 +1,15 @@
-"""Trained weights, the ONNX file and its quality in; the proof that the file is the network out, or a failure."""
+"""Trained weights and their ONNX file in; a report out, and a certificate if the outputs of both match."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+import onnx
 import onnxruntime
-import torch
+from cyclopts import Parameter
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -17,127 +19,134 @@ from stages.core.errors import StageError
 from stages.core.files import write_csv, write_json
 from stages.core.params import Machine, Section, read_section
 from stages.core.splits import read_images, read_labels, read_splits_info
-from stages.network.models import Classifier
 from stages.network.weights import check_weights_fit, read_weights
-from stages.proof.certificate import CertifiedFiles, make_certificate, read_quality
-from stages.proof.engines import LEVELS, REFERENCE, Configuration, run_onnx
+from stages.proof.certificate import hash_files, make_certificate, read_quality
+from stages.proof.engines import OPTIMIZATION_LEVELS, REFERENCE_EVALUATOR, Configuration, run_onnx, run_torch
 from stages.proof.golden import read_golden
-from stages.proof.onnx_file import read_model, wrong_declarations
-from stages.proof.parity import Difference, Outputs, compare_outputs, parity_sample, thin_sample
+from stages.proof.onnx_file import find_declaration_errors, read_model
+from stages.proof.parity import Difference, Outputs, build_sample, compare_outputs, thin_sample
 
 COLUMNS = ("configuration", "engine", "level", "provider", "threads", "batch", "images", "logits_max", "logits_p999",
            "probabilities_max", "probabilities_p999", "flips", "flip_margin")  # fmt: skip
+Comparison = tuple[Configuration, Difference]
 
 
 class ValidateParity(Section):
+    renamed: ClassVar[dict[str, str]] = {"margin": "flip_margin", "sample": "sample_images", "batches": "batch_sizes"}
+
     atol: float = Field(gt=0)
-    margin: float = Field(ge=0)
-    sample: int = Field(ge=1000, le=1_000_000)
+    flip_margin: float = Field(ge=0)
+    sample_images: int = Field(ge=1000, le=1_000_000)
     reference_images: int = Field(ge=1, le=1000)
-    batches: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
+    batch_sizes: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
     providers: list[str] = Field(min_length=1)
     seed: int = Field(ge=0)
 
 
 def validate_parity(
     *,
-    params: Path,
-    weights: Path,
-    splits: Path,
-    model: Path,
-    golden: Path,
-    quality: Path,
-    environment: Path,
-    report: Path,
-    measured: Path,
-    certificate: Path,
+    params: Annotated[Path, Parameter(help="params.yaml")],
+    weights: Annotated[Path, Parameter(help="trained weights")],
+    splits: Annotated[Path, Parameter(help="folder of splits")],
+    model: Annotated[Path, Parameter(help="ONNX file")],
+    golden: Annotated[Path, Parameter(help="golden sample of the ONNX file")],
+    evaluation: Annotated[Path, Parameter(help="report of evaluate on these weights")],
+    environment: Annotated[Path, Parameter(help="record of the machine that trained")],
+    report: Annotated[Path, Parameter(help="JSON to write the result to")],
+    measurements: Annotated[Path, Parameter(help="CSV to write the errors of each configuration on this CPU to")],
+    certificate: Annotated[Path, Parameter(help="JSON to write if the outputs match and evaluate's gate passed")],
 ) -> None:
-    """Compare MODEL with WEIGHTS in every configuration; write CERTIFICATE only if parity and QUALITY pass.
+    """Compare the ONNX file with the trained network in every configuration, and certify it if the outputs match.
 
-    Where parity holds REPORT has bounds, which are equal on other CPUs; MEASURED has the errors on this one.
+    The report, unlike the measurements, is the same on every CPU if the outputs match.
     """
     section = read_section(params, "validate_parity", ValidateParity)
     machine = read_section(params, "machine", Machine)
     certificate.unlink(missing_ok=True)
-    files = CertifiedFiles(model, weights, golden, splits)
-    hashes = files.hashes()
+    files = {"model": model, "weights": weights, "golden": golden, "splits": splits}
+    hashes = hash_files(files)
     network, header = read_weights(weights)
-    about = read_splits_info(splits)
-    check_weights_fit(weights, header, about)
-    proto, replay = read_model(model), read_golden(golden, header)
+    info = read_splits_info(splits)
+    check_weights_fit(weights, header, info)
+    proto, golden_sample = read_model(model), read_golden(golden, header)
     prepare_device(machine.model_copy(update={"device": "cpu"}))
-    test, labels = read_images(splits, "test"), read_labels(splits, "test")
-    pictures = {"test": test, "sample": parity_sample(test, section.sample, section.seed)}
-    pictures["few"] = thin_sample(pictures["sample"], section.reference_images)
-    ours = {name: run_torch(network, images) for name, images in pictures.items()}
-    rows: list[tuple[Configuration, int, Difference]] = []
-    reasons = wrong_declarations(proto, header, weights)
-    for configuration in [] if reasons else configurations(section, machine.threads):
-        try:
-            theirs = run_onnx(proto, configuration, pictures[configuration.images])
-        except Exception as error:  # ONNX Runtime's errors have no base class of their own
-            reasons.append(f"{configuration}: cannot be run: {' '.join(str(error).split())}")
-            break
-        difference = compare_outputs(ours[configuration.images], theirs)
-        rows.append((configuration, len(pictures[configuration.images]), difference))
-        reasons += [f"{configuration}: {reason}" for reason in difference.reasons(section.atol, section.margin)]
+    test = read_images(splits, "test")
+    sample = build_sample(test, section.sample_images, section.seed)
+    images = {"test": test, "sample": sample, "reference": thin_sample(sample, section.reference_images)}
+    expected = {name: run_torch(network, images[name]) for name in images}
+    comparisons: list[Comparison] = []
+    reasons = find_declaration_errors(proto, header, weights)
     if not reasons:
-        answer = run_onnx(proto, Configuration("golden"), replay.images)
-        reasons += replay.differences(answer, header.classes, section.atol)
-    accuracy = round(accuracy_of(ours["test"], labels), 6)
-    bounds = {"configurations": len(rows), "images": len(test), "atol": section.atol, "margin": section.margin}
-    write_csv(measured, COLUMNS, (row(*each) for each in rows))
-    write_json(report, {"same": not reasons, **bounds, "accuracy": accuracy, "reasons": reasons})
+        reasons, comparisons = compare_configurations(proto, images, expected, section, machine.threads)
+    if not reasons:
+        outputs = run_onnx(proto, Configuration("golden"), golden_sample.images)
+        reasons = golden_sample.differences(outputs, header.classes, section.atol)
+    accuracy = float((expected["test"].logits.argmax(axis=1) == read_labels(splits, "test")).mean())
+    parity = {"configurations": len(comparisons), "images": len(test),
+              "atol": section.atol, "margin": section.flip_margin}  # fmt: skip
+    write_csv(measurements, COLUMNS, itertools.starmap(table_row, comparisons))
+    write_json(report, {"same": not reasons, **parity, "accuracy": round(accuracy, 6), "reasons": reasons})
     if reasons:
-        more = f" (and {len(reasons) - 1} more in {report})" if len(reasons) > 1 else ""
-        raise StageError(f"{model} is not the network of {weights}: {reasons[0]}{more}")
-    proven, trained_on = read_quality(quality, weights), read_environment(environment)
-    if files.hashes() != hashes:
-        raise StageError(f"{model}, {weights}, {golden} or {splits} changed while they were compared: run it again")
-    write_json(certificate, make_certificate(hashes, about.dataset, about.origin, proven, bounds, trained_on))
-    worst = max(difference.logits_max for _, _, difference in rows)
-    flips = sum(difference.flips for _, _, difference in rows)
-    echo(
-        f"{model} is the network: {len(rows)} configurations, logits within {worst:.2g} here, {flips} flipped labels; "
-        f"certified in {certificate}"
-    )
+        others = f" (and {len(reasons) - 1} more in {report})" if len(reasons) > 1 else ""
+        raise StageError(f"{model} does not match {weights}: {reasons[0]}{others}")
+    quality, trained_on = read_quality(evaluation, weights), read_environment(environment)
+    if hash_files(files) != hashes:
+        raise StageError(f"{model}, {weights}, {golden} or {splits} changed during the comparison: run it again")
+    dataset = {"name": info.dataset, "origin": info.origin}
+    write_json(certificate, make_certificate(hashes, dataset, quality, parity, trained_on))
+    largest_error = max(difference.logits_max for _, difference in comparisons)
+    echo(f"{model} matches {weights}: logits within {largest_error:.2g} in {len(comparisons)} configurations")
 
 
-def configurations(section: ValidateParity, threads: int) -> Iterator[Configuration]:
-    """All that is tried: every level on the whole test split, every batch size and thread count on the sample."""
+def compare_configurations(
+    proto: onnx.ModelProto,
+    images: dict[str, NDArray[np.uint8]],
+    expected: dict[str, Outputs],
+    section: ValidateParity,
+    threads: int,
+) -> tuple[list[str], list[Comparison]]:
+    """Why outputs do not match, and all comparisons; ends at the first configuration that cannot be run."""
+    reasons: list[str] = []
+    comparisons: list[Comparison] = []
+    for configuration in list_configurations(section, threads):
+        name = configuration.images
+        try:
+            outputs = run_onnx(proto, configuration, images[name])
+        except Exception as error:  # ONNX Runtime's errors share no other base class
+            return [*reasons, f"{configuration}: cannot be run: {' '.join(str(error).split())}"], comparisons
+        difference = compare_outputs(expected[name], outputs)
+        comparisons.append((configuration, difference))
+        reasons += [f"{configuration}: {reason}" for reason in difference.reasons(section.atol, section.flip_margin)]
+    return reasons, comparisons
+
+
+def list_configurations(section: ValidateParity, threads: int) -> Iterator[Configuration]:
+    """Every optimization level on the test split; every batch size and number of threads on the sample."""
     available = onnxruntime.get_available_providers()
     providers = [provider for provider in section.providers if provider in available]
     if not providers:
         raise StageError(
-            f"validate_parity.providers: none of {section.providers} is available here; there are {available}"
+            f"validate_parity.providers: none of {section.providers} is available; name one of {available}"
         )
     for provider in providers:
-        for level in LEVELS:
+        for level in OPTIMIZATION_LEVELS:
             yield Configuration("test", level=level, provider=provider, threads=threads)
-        for batch in section.batches:
-            for number in sorted({1, max(2, threads)}):
-                yield Configuration("sample", provider=provider, threads=number, batch=batch)
-    yield Configuration("few", engine=REFERENCE, level="none", provider="none", batch=section.reference_images)
+        for batch in section.batch_sizes:
+            for thread_count in sorted({1, max(2, threads)}):
+                yield Configuration("sample", provider=provider, threads=thread_count, batch=batch)
+    yield Configuration("reference", REFERENCE_EVALUATOR, "none", provider="none", batch=section.reference_images)
 
 
-@torch.no_grad()
-def run_torch(network: Classifier, images: NDArray[np.uint8]) -> Outputs:
-    logits = torch.cat([network(batch) for batch in torch.from_numpy(images).split(1000)])
-    return Outputs(logits.numpy(), logits.softmax(1).numpy())
+def table_row(configuration: Configuration, difference: Difference) -> list[Any]:
+    values = {"configuration": str(configuration), **asdict(configuration), **asdict(difference)}
+    return [round_float(values[column]) for column in COLUMNS]
 
 
-def accuracy_of(answer: Outputs, labels: NDArray[np.int64]) -> float:
-    return float((answer.logits.argmax(axis=1) == labels).mean())
-
-
-def row(configuration: Configuration, images: int, difference: Difference) -> list[Any]:
-    known = {"configuration": str(configuration), **asdict(configuration), **asdict(difference), "images": images}
-    return [number(known[name]) if isinstance(known[name], float) else known[name] for name in COLUMNS]
-
-
-def number(value: float, digits: int = 3) -> float | None:
-    """Short; None for what JSON has no number for."""
-    return float(f"{value:.{digits}g}") if np.isfinite(value) else None
+def round_float(value: Any) -> Any:
+    """Round a float to three significant digits, or drop it if it is not finite; keep other values."""
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.3g}") if np.isfinite(value) else None
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""A small data set in MNIST's own form that a network learns in seconds, and what the stages make of it."""
+"""Fixtures: a small data set in MNIST's format that trains in seconds, and the outputs of the stages for it."""
 
 import gzip
 import json
 import os
+import re
 import shutil
 import signal
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +24,12 @@ if TYPE_CHECKING:
     from served import Service
 
 ROOT = Path(__file__).parent.parent
-# Quick, and one thread for each of the two test processes.
-QUICK: dict[str, Any] = {
+# Changes of params.yaml for short runs. One thread, since two test processes run at a time.
+QUICK_PARAMS: dict[str, Any] = {
     "download.dataset": "mnist",
     "machine.device": "cpu",
     "machine.threads": 1,
-    "preprocess.validation": 0.1,
+    "preprocess.validation_fraction": 0.1,
     "train.model": "reference_e",
     "train.stem": "learned",
     "train.optimizer": "adamw",
@@ -39,19 +41,19 @@ QUICK: dict[str, Any] = {
     "train.points": 5,
     "train.rotate": 0,
     "evaluate.tsne_images": 30,
-    "validate_parity.sample": 1000,
+    "validate_parity.sample_images": 1000,
     "validate_parity.reference_images": 4,
 }
 
 Params = Callable[..., Path]
-# A shell that starts the tests in the background has them ignore Ctrl-C, and so would all that they start.
+# A shell makes background jobs ignore SIGINT, and the processes that the tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def write_params(path: Path, changes: dict[str, Any]) -> Path:
-    """params.yaml as committed, made quick, with the changes: {"train.epochs": 1}."""
+    """Write the committed params.yaml with QUICK_PARAMS and the given changes, such as {"train.epochs": 1}."""
     content = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
-    for name, value in {**QUICK, **changes}.items():
+    for name, value in {**QUICK_PARAMS, **changes}.items():
         section, key = name.split(".")
         content[section][key] = value
     path.write_text(json.dumps(content))  # JSON is YAML
@@ -60,12 +62,12 @@ def write_params(path: Path, changes: dict[str, Any]) -> Path:
 
 @pytest.fixture
 def params(tmp_path: Path) -> Params:
-    """Make a params file: params({"train.epochs": 1})."""
+    """Write a params file and return its path: params({"train.epochs": 1})."""
 
-    def make(changes: dict[str, Any] | None = None) -> Path:
+    def write(changes: dict[str, Any] | None = None) -> Path:
         return write_params(tmp_path / "params.yaml", changes or {})
 
-    return make
+    return write
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -75,7 +77,7 @@ def idx_bytes(array: np.ndarray) -> bytes:
 
 
 def drawn_digits(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images (count, 28, 28) that differ by class as digits do, in place, and labels, each class equally often."""
+    """Images (count, 28, 28) with a bright rectangle whose position depends on the class, and their labels in turn."""
     generator = np.random.default_rng(seed)
     labels = np.arange(count) % 10
     images = generator.integers(0, 60, (count, 28, 28), dtype=np.uint8)
@@ -87,7 +89,7 @@ def drawn_digits(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_raw(folder: Path, train: int = 600, test: int = 200) -> Path:
-    """A folder as download leaves it, of a small data set in MNIST's form."""
+    """Write the outputs of download for a small data set in MNIST's format."""
     folder.mkdir(parents=True)
     for prefix, count, seed in (("train", train, 1), ("t10k", test, 2)):
         images, labels = drawn_digits(count, seed)
@@ -103,9 +105,28 @@ def raw(tmp_path: Path) -> Path:
     return write_raw(tmp_path / "raw")
 
 
+def stage_arguments(folder: Path, stage: Callable[..., None], **given: Any) -> dict[str, Any]:
+    """The given arguments; for every other flag of the stage in dvc.yaml: FOLDER / the file name that dvc.yaml has."""
+    command = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"][stage.__name__]["cmd"]
+    flags = re.findall(r"--(\S+) (\S+)", command)
+    return {flag.replace("-", "_"): folder / Path(path).name for flag, path in flags} | given
+
+
+def run_stage_in(folder: Path, stage: Callable[..., None], **given: Any) -> None:
+    """Call a stage; files that are not given are in FOLDER: run_stage_in(tmp_path, train, splits=made / "splits")."""
+    stage(**stage_arguments(folder, stage, **given))
+
+
+def stage_command(folder: Path, stage: Callable[..., None], **given: Any) -> list[str]:
+    """The command line that run_stage_in stands for, for tests that need a process of its own."""
+    arguments = stage_arguments(folder, stage, **given).items()
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in arguments]
+    return [sys.executable, "-m", f"stages.{stage.__name__}", *flags]
+
+
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what all stages made of the small data set: read it, and write elsewhere."""
+    """A folder with the outputs of all stages for the small data set. Do not write into it."""
     from stages.evaluate import evaluate
     from stages.export_onnx import export_onnx
     from stages.preprocess import preprocess
@@ -113,61 +134,22 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from stages.validate_parity import validate_parity
 
     folder = tmp_path_factory.mktemp("made")
-    params, splits = write_params(folder / "params.yaml", {}), folder / "splits"
-    preprocess(params=params, raw=write_raw(folder / "raw"), splits=splits, samples=folder / "samples.png")
-    train(
-        params=params,
-        splits=splits,
-        weights=folder / "weights.safetensors",
-        history=folder / "history.csv",
-        trace=folder / "trace.csv",
-        report=folder / "train.json",
-        environment=folder / "environment.json",
-        checkpoints=folder / "checkpoints",
-    )
-    evaluate(
-        params=params,
-        splits=splits,
-        weights=folder / "weights.safetensors",
-        report=folder / "evaluate.json",
-        predictions=folder / "predictions.csv",
-        classes=folder / "classes.csv",
-        reliability=folder / "reliability.csv",
-        first_nine=folder / "first_nine.png",
-        mistakes=folder / "mistakes.png",
-        tsne=folder / "tsne.png",
-    )
-    export_onnx(
-        params=params,
-        weights=folder / "weights.safetensors",
-        splits=splits,
-        model=folder / "model.onnx",
-        golden=folder / "golden.json",
-    )
-    validate_parity(
-        params=params,
-        splits=splits,
-        weights=folder / "weights.safetensors",
-        model=folder / "model.onnx",
-        golden=folder / "golden.json",
-        quality=folder / "evaluate.json",
-        environment=folder / "environment.json",
-        report=folder / "parity.json",
-        measured=folder / "measured.csv",
-        certificate=folder / "certificate.json",
-    )
+    write_params(folder / "params.yaml", {})
+    write_raw(folder / "raw")
+    for stage in (preprocess, train, evaluate, export_onnx, validate_parity):
+        run_stage_in(folder, stage)
     return folder
 
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing of the caller's that would change what the project does."""
+    """Remove environment variables that would change what the project does; restore the working directory."""
     for name in ("LOCKSTEP_MIRROR", "DVC_STAGE", "DVC_ROOT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
-    before = Path.cwd()
+    working_directory = Path.cwd()
     yield
-    os.chdir(before)
+    os.chdir(working_directory)
 
 
 @pytest.fixture(scope="session")
@@ -183,13 +165,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def project(finished: Path, tmp_path: Path) -> Path:
-    """One's own copy, with DVC's cache, in a folder with spaces in its name."""
+    """A copy of the finished repository, with DVC's cache, in a folder with spaces in its name."""
     return Path(shutil.copytree(finished, tmp_path / "my own project", symlinks=True))
 
 
 @pytest.fixture(scope="session")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a real Prefect server, which the tests of a process share."""
+    """The API URL of a real Prefect server, which all tests of a process share."""
     from toys import free_port, prefect_server
 
     with prefect_server(tmp_path_factory.mktemp("prefect"), free_port()) as address:
@@ -198,7 +180,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def toy(tmp_path: Path) -> Path:
-    """A small pipeline in a repository of its own, in a folder with a space in its name."""
+    """A repository with a small pipeline, in a folder with a space in its name."""
     from toys import new_toy
 
     return new_toy(tmp_path / "a toy")
@@ -206,23 +188,23 @@ def toy(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tested(made: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Test images of the small data set, uint8[200, 1, 28, 28], and their labels."""
+    """The test images of the small data set, uint8[200, 1, 28, 28], and their labels."""
     return np.load(made / "splits" / "test-images.npy"), np.load(made / "splits" / "test-labels.npy")
 
 
 @pytest.fixture(scope="session")
 def service(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Service"]:
-    """The HTTP service of the small data set's network; do not change its files."""
+    """The HTTP service with the model of the small data set. Do not change its files."""
     from served import running
 
     folder = tmp_path_factory.mktemp("service")
-    with running(folder, made / "model.onnx", "--report", str(made / "evaluate.json")) as one:
-        yield one
+    with running(folder, made / "model.onnx", "--report", str(made / "evaluate.json")) as running_service:
+        yield running_service
 
 
 @pytest.fixture
 def copied(made: Path, tmp_path: Path) -> Path:
-    """A model beside its golden sample and certificate, to be changed."""
+    """A copy of the model with its golden sample and certificate, which a test may change."""
     (tmp_path / "served").mkdir()
     for name in ("model.onnx", "golden.json", "certificate.json"):
         shutil.copyfile(made / name, tmp_path / "served" / name)
@@ -231,7 +213,7 @@ def copied(made: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def handwritten(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that knows handwritten digits, prepared as MNIST's are."""
+    """A model trained on scikit-learn's handwritten digits, prepared like MNIST's."""
     from served import learn_handwriting
 
     return learn_handwriting(tmp_path_factory.mktemp("handwritten"))

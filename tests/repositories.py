@@ -1,4 +1,4 @@
-"""Git repositories with the pipeline in them, and commands run there as a person runs them."""
+"""Git repositories that contain the pipeline, and commands run in them."""
 
 import os
 import shutil
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import QUICK, ROOT
+from conftest import QUICK_PARAMS, ROOT
 
 from flows.dvc.params_file import set_param
 
@@ -15,10 +15,10 @@ Done = subprocess.CompletedProcess[str]
 
 
 def environment() -> dict[str, str]:
-    """As `make` sets it: this Python's folder first on PATH, and no mirror that answers."""
-    nowhere = "http://127.0.0.1:9"
+    """As `make` sets it: this Python first on PATH. And no network: the proxy refuses every connection."""
+    proxy = "http://127.0.0.1:9"
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return {**os.environ, "PATH": path, "http_proxy": nowhere, "https_proxy": nowhere, "no_proxy": ""}
+    return {**os.environ, "PATH": path, "http_proxy": proxy, "https_proxy": proxy, "no_proxy": ""}
 
 
 def run(folder: Path, *command: str, status: int | None = 0) -> Done:
@@ -27,11 +27,12 @@ def run(folder: Path, *command: str, status: int | None = 0) -> Done:
     return done
 
 
-def dvc(folder: Path, *words: str, status: int | None = 0) -> Done:
-    return run(folder, "dvc", *words, status=status)
+def dvc(folder: Path, *arguments: str, status: int | None = 0) -> Done:
+    return run(folder, "dvc", *arguments, status=status)
 
 
 def ran(done: Done) -> list[str]:
+    """The stages that `dvc repro` ran, in order."""
     lines = done.stdout.splitlines()
     return [line.split("'")[1] for line in lines if line.startswith("Running stage")]
 
@@ -42,7 +43,7 @@ def commit(folder: Path) -> None:
 
 
 def new_project(folder: Path, params: dict[str, object]) -> Path:
-    """What is in this working tree, as a repository of its own, without results."""
+    """Copy this working tree without results into a new repository, with these params, and commit it."""
     files = run(ROOT, "git", "ls-files", "-co", "--exclude-standard", "-z").stdout.split("\0")
     for name in filter(None, files):
         if (ROOT / name).exists() and not name.startswith("data/reports") and name != "dvc.lock":
@@ -57,4 +58,4 @@ def new_project(folder: Path, params: dict[str, object]) -> Path:
     return folder
 
 
-DIGITS = {**QUICK, "download.dataset": "digits", "train.epochs": 6, "evaluate.min_accuracy": 0.5}
+DIGITS = {**QUICK_PARAMS, "download.dataset": "digits", "train.epochs": 6, "evaluate.min_accuracy": 0.5}

@@ -1,4 +1,4 @@
-"""Weights in; one ONNX file that says all of itself, and a golden sample that anyone can replay."""
+"""Trained weights in; a self-contained ONNX file and a golden sample out."""
 
 import hashlib
 import json
@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from conftest import ROOT, run_stage_in, stage_command
 
 from stages.core.errors import StageError
 from stages.core.splits import read_images, read_labels, read_splits_info
@@ -19,68 +20,67 @@ from stages.export_onnx import export_onnx
 from stages.network.models import ModelName, build_model
 from stages.network.weights import WeightsHeader, read_weights, write_weights
 
-ROOT = Path(__file__).parent.parent
-IR = {18: 8, 19: 9, 20: 9, 21: 10}  # https://onnx.ai/onnx/repo-docs/Versioning.html
-RUNTIME = {18: ">=1.14", 19: ">=1.15", 20: ">=1.17", 21: ">=1.18"}
+IR_VERSION = {18: 8, 19: 9, 20: 9, 21: 10}  # https://onnx.ai/onnx/repo-docs/Versioning.html
+ONNXRUNTIME = {18: ">=1.14", 19: ">=1.15", 20: ">=1.17", 21: ">=1.18"}
 
 
-def exported(folder: Path, params: Path, splits: Path, weights: Path) -> Path:
-    export_onnx(
-        params=params, weights=weights, splits=splits, model=folder / "model.onnx", golden=folder / "golden.json"
-    )
+def export_in(folder: Path, params: Path, splits: Path, weights: Path) -> Path:
+    run_stage_in(folder, export_onnx, params=params, splits=splits, weights=weights)
     return folder
 
 
-def session(folder: Path) -> onnxruntime.InferenceSession:
+def open_session(folder: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
 
 
-def properties(folder: Path) -> dict[str, str]:
+def read_metadata(folder: Path) -> dict[str, str]:
     return {entry.key: entry.value for entry in onnx.load(folder / "model.onnx").metadata_props}
 
 
 @pytest.fixture(scope="module")
-def newer(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def opset_21(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the model in opset 21."""
-    folder = tmp_path_factory.mktemp("newer")
+    folder = tmp_path_factory.mktemp("opset_21")
     content = json.loads((made / "params.yaml").read_text())
     content["export_onnx"]["opset"] = 21
     (folder / "params.yaml").write_text(json.dumps(content))
-    return exported(folder, folder / "params.yaml", made / "splits", made / "weights.safetensors")
+    return export_in(folder, folder / "params.yaml", made / "splits", made / "weights.safetensors")
 
 
 @pytest.fixture(params=[18, 21])
-def model(request: pytest.FixtureRequest) -> tuple[int, Path]:
-    """An opset and the folder with the model in it."""
-    return request.param, request.getfixturevalue("made" if request.param == 18 else "newer")
+def opset_and_folder(request: pytest.FixtureRequest) -> tuple[int, Path]:
+    """An opset and the folder with the exported files."""
+    return request.param, request.getfixturevalue("made" if request.param == 18 else "opset_21")
 
 
-def test_opset_and_ir_version_are_as_declared_and_the_domain_is_onnx_own(model: tuple[int, Path]) -> None:
-    opset, folder = model
+def test_opset_and_ir_version_are_the_declared_ones_and_only_the_onnx_domain_is_used(
+    opset_and_folder: tuple[int, Path],
+) -> None:
+    opset, folder = opset_and_folder
     proto = onnx.load(folder / "model.onnx")
     onnx.checker.check_model(proto, full_check=True)
     assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", opset)]
-    assert proto.ir_version == IR[opset]
+    assert proto.ir_version == IR_VERSION[opset]
     assert {node.domain for node in proto.graph.node} == {""}
     assert not proto.functions
 
 
-def test_the_file_is_one_with_no_data_beside_it(model: tuple[int, Path]) -> None:
-    proto = onnx.load(model[1] / "model.onnx", load_external_data=False)
+def test_there_is_one_file_without_external_data(opset_and_folder: tuple[int, Path]) -> None:
+    proto = onnx.load(opset_and_folder[1] / "model.onnx", load_external_data=False)
     assert not any(onnx.external_data_helper.uses_external_data(tensor) for tensor in proto.graph.initializer)
-    assert [path.name for path in model[1].iterdir() if "model.onnx" in path.name] == ["model.onnx"]
+    assert [path.name for path in opset_and_folder[1].iterdir() if "model.onnx" in path.name] == ["model.onnx"]
 
 
-def test_the_batch_axis_is_symbolic_and_all_else_is_fixed(model: tuple[int, Path]) -> None:
-    graph = onnx.load(model[1] / "model.onnx").graph
-    found = {
+def test_only_the_batch_axis_is_symbolic(opset_and_folder: tuple[int, Path]) -> None:
+    graph = onnx.load(opset_and_folder[1] / "model.onnx").graph
+    declared = {
         value.name: (
             onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type),
             [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim],
         )
         for value in (*graph.input, *graph.output)
     }
-    assert found == {
+    assert declared == {
         "image": ("UINT8", ["batch", 1, 28, 28]),
         "logits": ("FLOAT", ["batch", 10]),
         "probabilities": ("FLOAT", ["batch", 10]),
@@ -88,62 +88,66 @@ def test_the_batch_axis_is_symbolic_and_all_else_is_fixed(model: tuple[int, Path
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7, 200])
-def test_onnxruntime_answers_as_torch_does_for_any_batch(model: tuple[int, Path], batch: int, made: Path) -> None:
+def test_outputs_of_onnxruntime_match_torch_for_any_batch_size(
+    opset_and_folder: tuple[int, Path], batch: int, made: Path
+) -> None:
     images = np.array(read_images(made / "splits", "test")[:batch])
-    logits, probabilities = session(model[1]).run(["logits", "probabilities"], {"image": images})
+    logits, probabilities = open_session(opset_and_folder[1]).run(["logits", "probabilities"], {"image": images})
     with torch.no_grad():
-        wanted = read_weights(made / "weights.safetensors")[0](torch.from_numpy(images))
+        expected = read_weights(made / "weights.safetensors")[0](torch.from_numpy(images))
     assert logits.shape == (batch, 10)
-    np.testing.assert_allclose(logits, wanted, atol=1e-5, rtol=0)
-    np.testing.assert_allclose(probabilities, wanted.softmax(1), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(logits, expected, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(probabilities, expected.softmax(1), atol=1e-5, rtol=0)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
 
 
-def test_the_metadata_tell_a_consumer_all_it_needs(model: tuple[int, Path], made: Path) -> None:
-    opset, folder = model
-    found = properties(folder)
+def test_the_metadata_are_complete(opset_and_folder: tuple[int, Path], made: Path) -> None:
+    opset, folder = opset_and_folder
+    metadata = read_metadata(folder)
     layout = {"name": "image", "dtype": "uint8", "layout": "NCHW", "shape": ["batch", 1, 28, 28], "range": [0, 255]}
-    assert json.loads(found.pop("input")) == layout
-    assert json.loads(found.pop("classes")) == list("0123456789")
-    assert "centre of mass" in found.pop("preparation_description")
-    assert found == {
+    assert json.loads(metadata.pop("input")) == layout
+    assert json.loads(metadata.pop("classes")) == list("0123456789")
+    assert "centre of mass" in metadata.pop("preparation_description")
+    assert metadata == {
         "architecture": "reference_e",
         "dataset": "mnist",
         "origin": "made",
         "preparation": "mnist",
         "weights_sha256": hashlib.sha256((made / "weights.safetensors").read_bytes()).hexdigest(),
         "opset": str(opset),
-        "ir_version": str(IR[opset]),
-        "onnxruntime": RUNTIME[opset],
+        "ir_version": str(IR_VERSION[opset]),
+        "onnxruntime": ONNXRUNTIME[opset],
     }
 
 
 @pytest.mark.parametrize(
     "trace", [b"/work", b"/tmp", b"/home", b"/root", b".py", b"stack_trace", b'File "', b"site-packages", b"pkg.torch"]
 )
-def test_the_file_says_nothing_of_where_it_was_built(model: tuple[int, Path], trace: bytes) -> None:
-    for content in ((model[1] / "model.onnx").read_bytes(), (model[1] / "golden.json").read_bytes()):
+def test_the_files_contain_no_trace_of_the_machine(opset_and_folder: tuple[int, Path], trace: bytes) -> None:
+    for content in (
+        (opset_and_folder[1] / "model.onnx").read_bytes(),
+        (opset_and_folder[1] / "golden.json").read_bytes(),
+    ):
         assert trace not in content
         assert str(ROOT).encode() not in content
 
 
-def test_another_process_and_folder_write_the_same_bytes_and_one_line(made: Path, tmp_path: Path, params: Any) -> None:
-    given = {"params": params(), "weights": made / "weights.safetensors", "splits": made / "splits",
-             "model": tmp_path / "deep" / "other.onnx", "golden": tmp_path / "golden.json"}  # fmt: skip
-    flags = [str(part) for name, path in given.items() for part in (f"--{name}", path)]
-    command = [sys.executable, "-m", "stages.export_onnx", *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert (tmp_path / "deep" / "other.onnx").read_bytes() == (made / "model.onnx").read_bytes()
+def test_another_process_and_folder_write_the_same_bytes_and_print_one_line(
+    made: Path, tmp_path: Path, params: Any
+) -> None:
+    model = tmp_path / "deep" / "other.onnx"
+    paths = {"params": params(), "weights": made / "weights.safetensors", "splits": made / "splits", "model": model}
+    command = stage_command(tmp_path, export_onnx, **paths)
+    completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert model.read_bytes() == (made / "model.onnx").read_bytes()
     assert (tmp_path / "golden.json").read_bytes() == (made / "golden.json").read_bytes()
-    assert done.stderr == ""
-    assert done.stdout.count("\n") == 1
-    assert "opset 18, onnxruntime >=1.14" in done.stdout
+    assert completed.stderr == ""
+    assert completed.stdout.count("\n") == 1
+    assert "opset 18, onnxruntime >=1.14" in completed.stdout
 
 
 @pytest.mark.parametrize("name", ["compact", "reference_b"])
-def test_other_networks_and_colour_are_exported_with_its_arithmetic(
-    name: ModelName, tmp_path: Path, params: Any
-) -> None:
+def test_other_networks_with_colour_images_are_exported(name: ModelName, tmp_path: Path, params: Any) -> None:
     splits = tmp_path / "splits"
     splits.mkdir()
     images = np.random.default_rng(0).integers(0, 256, (12, 3, 20, 20), dtype=np.uint8)
@@ -155,15 +159,15 @@ def test_other_networks_and_colour_are_exported_with_its_arithmetic(
     network = build_model(name, 8, 20, 3, 3, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
     network(torch.from_numpy(images))  # moves the running statistics of batch normalisation
     write_weights(tmp_path / "w", network, WeightsHeader.of(name, 8, read_splits_info(splits), {}))
-    exported(tmp_path, params(), splits, tmp_path / "w")
-    found = session(tmp_path).run(["logits"], {"image": images})[0]
+    export_in(tmp_path, params(), splits, tmp_path / "w")
+    logits = open_session(tmp_path).run(["logits"], {"image": images})[0]
     with torch.no_grad():
-        np.testing.assert_allclose(found, network.eval()(torch.from_numpy(images)), atol=1e-5, rtol=0)
-    assert json.loads(properties(tmp_path)["classes"]) == ["Öl", "水", "c"]
-    assert "stretched" in properties(tmp_path)["preparation_description"]
+        np.testing.assert_allclose(logits, network.eval()(torch.from_numpy(images)), atol=1e-5, rtol=0)
+    assert json.loads(read_metadata(tmp_path)["classes"]) == ["Öl", "水", "c"]
+    assert "stretched" in read_metadata(tmp_path)["preparation_description"]
 
 
-def test_the_golden_sample_holds_the_first_test_images(made: Path) -> None:
+def test_the_golden_sample_has_the_first_test_images(made: Path) -> None:
     golden = json.loads((made / "golden.json").read_text(encoding="utf-8"))
     images, labels = read_images(made / "splits", "test"), read_labels(made / "splits", "test")
     assert golden["image_shape"] == [1, 28, 28]
@@ -173,7 +177,7 @@ def test_the_golden_sample_holds_the_first_test_images(made: Path) -> None:
     np.testing.assert_array_equal(stored, images[:10])
 
 
-def test_the_golden_sample_is_replayed_with_json_numpy_and_onnxruntime_alone(made: Path) -> None:
+def test_the_golden_sample_needs_only_json_numpy_and_onnxruntime(made: Path) -> None:
     replay = """
 import json, sys
 import numpy, onnxruntime
@@ -190,36 +194,43 @@ assert "torch" not in sys.modules
 print(len(golden["cases"]))
 """
     command = [sys.executable, "-c", replay, made / "golden.json", made / "model.onnx"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("10\n", "")
+    completed = subprocess.run(command, capture_output=True, text=True)
+    assert (completed.stdout, completed.stderr) == ("10\n", "")
 
 
-@pytest.mark.parametrize(("asked", "there"), [(3, 3), (500, 200)])
-def test_the_golden_sample_has_as_many_images_as_asked_for_or_as_there_are(
-    asked: int, there: int, made: Path, tmp_path: Path, params: Any
+@pytest.mark.parametrize(("golden_images", "cases"), [(3, 3), (500, 200)])
+def test_golden_images_limits_the_golden_sample(
+    golden_images: int, cases: int, made: Path, tmp_path: Path, params: Any
 ) -> None:
-    choices = params({"export_onnx.golden": asked, "export_onnx.tolerance": 1e-6})
-    exported(tmp_path, choices, made / "splits", made / "weights.safetensors")
+    params_file = params({"export_onnx.golden_images": golden_images, "export_onnx.tolerance": 1e-6})
+    export_in(tmp_path, params_file, made / "splits", made / "weights.safetensors")
     golden = json.loads((tmp_path / "golden.json").read_text())
-    assert len(golden["cases"]) == there
+    assert len(golden["cases"]) == cases
     assert golden["tolerance"] == 1e-6
 
 
-@pytest.mark.parametrize(("key", "value"), [("opset", 17), ("opset", 22), ("golden", 0), ("tolerance", 0), ("fp", 16)])
-def test_a_param_that_is_not_right_is_named(key: str, value: Any, made: Path, tmp_path: Path, params: Any) -> None:
+@pytest.mark.parametrize(
+    ("key", "value"), [("opset", 17), ("opset", 22), ("golden_images", 0), ("tolerance", 0), ("fp", 16)]
+)
+def test_an_invalid_param_is_named(key: str, value: Any, made: Path, tmp_path: Path, params: Any) -> None:
     with pytest.raises(StageError, match=f"export_onnx.{key}"):
-        exported(tmp_path, params({f"export_onnx.{key}": value}), made / "splits", made / "weights.safetensors")
+        export_in(tmp_path, params({f"export_onnx.{key}": value}), made / "splits", made / "weights.safetensors")
     assert not (tmp_path / "model.onnx").exists()
 
 
-def test_weights_for_other_classes_are_refused(made: Path, tmp_path: Path, params: Any) -> None:
+def test_a_former_param_name_is_reported_with_the_new_name(made: Path, tmp_path: Path, params: Any) -> None:
+    with pytest.raises(StageError, match=r"export_onnx\.golden is now called export_onnx\.golden_images"):
+        export_in(tmp_path, params({"export_onnx.golden": 10}), made / "splits", made / "weights.safetensors")
+
+
+def test_weights_for_other_classes_are_rejected(made: Path, tmp_path: Path, params: Any) -> None:
     network, header = read_weights(made / "weights.safetensors")
     write_weights(tmp_path / "w", network, header.model_copy(update={"classes": list("abcdefghij")}))
     with pytest.raises(StageError, match=r"trained for classes .* but the splits have"):
-        exported(tmp_path, params(), made / "splits", tmp_path / "w")
+        export_in(tmp_path, params(), made / "splits", tmp_path / "w")
     assert not (tmp_path / "model.onnx").exists()
 
 
 def test_missing_weights_are_named(made: Path, tmp_path: Path, params: Any) -> None:
     with pytest.raises(StageError, match="nowhere: missing; run `dvc repro train`"):
-        exported(tmp_path, params(), made / "splits", tmp_path / "nowhere")
+        export_in(tmp_path, params(), made / "splits", tmp_path / "nowhere")

@@ -1,1 +1,1 @@
-"""What proves a model: its quality, the ONNX file, parity with the trained network, the certificate."""
+"""The proof of a model: its quality, its ONNX file, the parity of file and trained network, the certificate."""

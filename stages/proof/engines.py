@@ -1,24 +1,26 @@
-"""The ways to run an ONNX file: ONNX Runtime in every configuration, and ONNX's own reference evaluator."""
+"""Run images through the network in PyTorch, or the ONNX file in ONNX Runtime or ONNX's reference evaluator."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import onnxruntime
+import torch
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
+from torch import nn
 
 from stages.proof.onnx_file import INPUT, LOGITS, PROBABILITIES
 from stages.proof.parity import Outputs
 
-MEMBERS = onnxruntime.GraphOptimizationLevel.__members__
-LEVELS = sorted(MEMBERS, key=lambda name: int(MEMBERS[name]))
-REFERENCE = "reference evaluator"
+ORT_LEVELS = onnxruntime.GraphOptimizationLevel.__members__
+OPTIMIZATION_LEVELS = sorted(ORT_LEVELS, key=lambda name: int(ORT_LEVELS[name]))
+REFERENCE_EVALUATOR = "reference evaluator"
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """One way to run the file, on one set of images."""
+    """How to run the file, and on which set of images."""
 
     images: str
     engine: str = "onnxruntime"
@@ -28,35 +30,38 @@ class Configuration:
     batch: int = 1000
 
     def __str__(self) -> str:
-        if self.engine != "onnxruntime":
+        """A short name for tables and error messages."""
+        if self.engine == REFERENCE_EVALUATOR:
             return self.engine
         level = self.level.removeprefix("ORT_").removeprefix("ENABLE_").replace("DISABLE_ALL", "NONE").lower()
         provider = self.provider.removesuffix("ExecutionProvider")
-        return f"{provider} {level}, {self.images}, t{self.threads} b{self.batch}"  # short: it labels a plot
+        return f"{provider} {level}, {self.images}, t{self.threads} b{self.batch}"
+
+
+@torch.no_grad()
+def run_torch(network: nn.Module, images: NDArray[np.uint8]) -> Outputs:
+    logits = torch.cat([network(batch) for batch in torch.from_numpy(images).split(1000)])
+    return Outputs(logits.numpy(), logits.softmax(1).numpy())
 
 
 def run_onnx(proto: onnx.ModelProto, configuration: Configuration, images: NDArray[np.uint8]) -> Outputs:
-    """The file's answers, run as the configuration says."""
-    if configuration.engine == REFERENCE:
+    if configuration.engine == REFERENCE_EVALUATOR:
         return Outputs(*ReferenceEvaluator(proto).run([LOGITS, PROBABILITIES], {INPUT: images}))
     session = open_session(proto, configuration)
-    step = configuration.batch
-    answers = [
-        session.run([LOGITS, PROBABILITIES], {INPUT: images[start : start + step]})
-        for start in range(0, len(images), step)
-    ]
-    return Outputs(*(np.concatenate(part) for part in zip(*answers, strict=True)))
+    batches = (images[start : start + configuration.batch] for start in range(0, len(images), configuration.batch))
+    outputs = [session.run([LOGITS, PROBABILITIES], {INPUT: batch}) for batch in batches]
+    return Outputs(*(np.concatenate(arrays) for arrays in zip(*outputs, strict=True)))
 
 
 def open_session(proto: onnx.ModelProto, configuration: Configuration) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, configuration.level)
+    options.graph_optimization_level = ORT_LEVELS[configuration.level]
     options.intra_op_num_threads = configuration.threads
     options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it takes a core from other work
-    exact = {"use_tf32": "0"} if configuration.provider == "CUDAExecutionProvider" else {}
-    provider = (configuration.provider, exact)
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=[provider])
-    if session.get_providers()[0] != configuration.provider:
-        raise RuntimeError(f"{configuration.provider} could not be loaded")  # ONNX Runtime takes the CPU instead
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning takes a core from other work
+    provider_options = {"use_tf32": "0"} if configuration.provider == "CUDAExecutionProvider" else {}
+    providers = [(configuration.provider, provider_options)]
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=providers)
+    if session.get_providers()[0] != configuration.provider:  # ONNX Runtime falls back to the CPU without an error
+        raise RuntimeError(f"{configuration.provider} could not be loaded")
     return session

@@ -1,58 +1,46 @@
-"""How good a classifier is, from its probabilities and the true labels."""
+"""Measures of a classifier, from its probabilities and the true labels."""
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-BINS = 15
+BINS = 15  # of confidence, as in Guo et al. 2017
 
 
-@dataclass(frozen=True)
-class Bin:
-    """The answers of about one confidence."""
+def wilson_interval(correct: int, images: int) -> tuple[float, float]:
+    """The 95 % score interval of an accuracy (Wilson 1927, "Probable Inference"): within 0..1, valid near 1 too."""
+    from scipy.stats import binomtest  # type: ignore[import-untyped]  # here, since it takes a second to import
 
-    confidence: float
-    accuracy: float
-    count: int
-
-
-def wilson_interval(hits: int, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """The 95 % interval of a share: it stays within 0..1 and is right for shares near 1, where the usual one is not."""
-    share, square = hits / count, z * z / count
-    middle = (share + square / 2) / (1 + square)
-    half = z * math.sqrt(share * (1 - share) / count + square / (4 * count)) / (1 + square)
-    return middle - half, middle + half
+    interval = binomtest(correct, images).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def log_loss(probabilities: Floats, labels: Ints) -> float:
-    chosen = probabilities[np.arange(len(labels)), labels]
-    # math.log, since numpy's log chooses its kernel by the CPU.
-    return -math.fsum(math.log(max(probability, 1e-12)) for probability in chosen.tolist()) / len(labels)
+    """Cross-entropy in nats. By math.log: numpy's and scikit-learn's logarithm depends on the CPU in the last digit."""
+    label_probabilities = probabilities[np.arange(len(labels)), labels].tolist()
+    return -math.fsum(math.log(max(probability, 1e-12)) for probability in label_probabilities) / len(labels)
 
 
 def class_scores(predicted: Ints, labels: Ints, classes: int) -> Floats:
-    """(classes, 3): precision, recall and F1; a class that is never predicted has precision 0."""
-    confusion = np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
-    right = np.diag(confusion).astype(np.float64)
-    precision = right / np.maximum(confusion.sum(axis=0), 1)
-    recall = right / np.maximum(confusion.sum(axis=1), 1)
-    f1 = 2 * right / np.maximum(confusion.sum(axis=0) + confusion.sum(axis=1), 1)
-    return np.stack([precision, recall, f1], axis=1)
+    """(classes, 3): precision, recall and F1, 0 where a class has no predictions or no images."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    scores = precision_recall_fscore_support(labels, predicted, labels=range(classes), zero_division=0.0)
+    return np.stack(scores[:3], axis=1)
 
 
-def reliability_bins(probabilities: Floats, labels: Ints) -> list[Bin]:
-    """The answers by confidence, in bins of equal width; empty bins are left out."""
-    confidence, hit = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    members = [place == number for number in range(BINS)]
-    return [Bin(float(confidence[m].mean()), float(hit[m].mean()), int(m.sum())) for m in members if m.any()]
+def reliability_table(probabilities: Floats, labels: Ints) -> list[tuple[float, float, int]]:
+    """Mean confidence, accuracy and number of images, in bins of confidence of equal width; without empty bins."""
+    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    bin_index = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    masks = [bin_index == index for index in np.unique(bin_index)]
+    return [(float(confidence[mask].mean()), float(correct[mask].mean()), int(mask.sum())) for mask in masks]
 
 
-def calibration_error(bins: list[Bin]) -> float:
-    """How far confidence is from accuracy, on average over the answers."""
-    count = sum(each.count for each in bins)
-    return sum(each.count * abs(each.confidence - each.accuracy) for each in bins) / count
+def calibration_error(table: list[tuple[float, float, int]]) -> float:
+    """The expected calibration error (Naeini et al. 2015; Guo et al. 2017, arXiv:1706.04599)."""
+    confidence, accuracy, images = np.array(table).T
+    return float(np.average(np.abs(confidence - accuracy), weights=images))
