@@ -33,7 +33,7 @@ from ruamel.yaml import YAML
 from stages.core.splits import read_splits_info
 from stages.evaluate import evaluate
 from stages.export_onnx import export_onnx
-from stages.network.models import ModelName, build_model
+from stages.network.models import MODELS, build_model
 from stages.network.weights import WeightsHeader, write_weights
 from stages.preprocess import preprocess
 from stages.train import train
@@ -77,20 +77,20 @@ def interrupted(folder: Path, raw: Path) -> Path:
     """As `trained` with the default recipe, but stopped in the middle, and gone on with from its checkpoint."""
     from stages.training.checkpoint import Checkpoint
 
-    due, save = Checkpoint.due, Checkpoint.save
+    due, save = Checkpoint.is_due, Checkpoint.save
 
     def save_and_stop(self: Checkpoint, state: dict[str, Any]) -> None:
-        if state["steps"] == STEPS // 2:
+        if state["steps_done"] == STEPS // 2:
             save(self, state)
             raise KeyboardInterrupt
 
-    Checkpoint.due, Checkpoint.save = lambda _: True, save_and_stop  # type: ignore[method-assign,assignment]
+    Checkpoint.is_due, Checkpoint.save = lambda _: True, save_and_stop  # type: ignore[method-assign,assignment]
     with contextlib.suppress(KeyboardInterrupt):
         trained(folder, raw, {})
-    Checkpoint.due, Checkpoint.save = due, save  # type: ignore[method-assign]
+    Checkpoint.is_due, Checkpoint.save = due, save  # type: ignore[method-assign]
     with contextlib.redirect_stdout(io.StringIO()) as said:
         trained(folder, raw, {})
-    assert f"going on from step {STEPS // 2} of {STEPS}" in said.getvalue()
+    assert f"resuming from step {STEPS // 2} of {STEPS}" in said.getvalue()
     return folder
 
 
@@ -168,7 +168,7 @@ def runs() -> dict[str, Callable[[Path], Path]]:
         for model in ("compact", "reference_b")
         for rule in get_args(OptimizerName)
     }
-    networks = {f"network-{model}": {"train.model": model, "train.stem": "learned"} for model in get_args(ModelName)}
+    networks = {f"network-{model}": {"train.model": model, "train.stem": "learned"} for model in MODELS}
     others = {
         "bfloat16": {"train.precision": "bfloat16"},
         "one-thread": {"machine.threads": 1},
