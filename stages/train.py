@@ -25,15 +25,7 @@ from stages.training.calibration import fit_temperature
 from stages.training.checkpoint import Checkpoint, TrainingState, fingerprint, lock_folder
 from stages.training.distributed import ProcessGroup, distributed_context, is_worker, launch_workers
 from stages.training.history import COLUMNS, History
-from stages.training.optimizers import (
-    FlatAdamW,
-    Muon,
-    Optimizer,
-    OptimizerName,
-    ScheduleName,
-    lr_factor,
-    set_lr,
-)
+from stages.training.optimizers import FlatAdamW, Muon, Optimizer, OptimizerName, ScheduleName, lr_factor, set_lr
 from stages.training.trace import Trace
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -161,8 +153,8 @@ def make_optimizers(section: Train, network: Classifier) -> list[Optimizer]:
     """One optimizer, or with `muon` two: Muon for the convolutions after the first, AdamW for all other parameters."""
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     lr, betas, decay = section.learning_rate, section.betas, section.weight_decay
-    # Fused: one kernel for all parameters. It uses the CPU's square root instruction, which rounds alike on every CPU;
-    # Tensor.sqrt(), in the other implementations, calls MKL, whose last bit depends on the CPU's maker.
+    # Fused kernels use the CPU's square root instruction, which rounds alike on every CPU. The for-loop implementation
+    # calls Tensor.sqrt(), which is MKL's: its last bit depends on the CPU's maker.
     match section.optimizer:
         case "adam":  # Kingma and Ba, 2014, arXiv:1412.6980
             return [torch.optim.Adam(parameters, lr, betas, weight_decay=decay, fused=True)]

@@ -112,15 +112,15 @@ def two_blocks(
 
 class Architecture(NamedTuple):
     convolutions: Callable[[int, int], nn.Sequential]  # built for a number of image channels and a width
-    linear: tuple[int, ...] = ()  # widths of the linear layers before the last one
+    linear_widths: tuple[int, ...] = ()  # of the linear layers between the convolutions and the last layer
 
 
 MODELS = {
     "compact": Architecture(compact),
     "deep": Architecture(deep),
     "reference_a": Architecture(two_blocks((16, 32), (5, 5), (2, 2))),
-    "reference_b": Architecture(two_blocks((16, 32), (3, 3), (1, 1)), linear=(512, 128)),
-    "reference_c": Architecture(two_blocks((6, 16), (3, 5), (2, 0)), linear=(120, 84)),
+    "reference_b": Architecture(two_blocks((16, 32), (3, 3), (1, 1)), linear_widths=(512, 128)),
+    "reference_c": Architecture(two_blocks((6, 16), (3, 5), (2, 0)), linear_widths=(120, 84)),
     "reference_e": Architecture(two_blocks((10, 20), (5, 5), (0, 0), pool_first=True)),
 }
 
@@ -138,26 +138,19 @@ def build_model(
     name: ModelName, width: int, size: int, channels: int, classes: int, mean: Sequence[float], std: Sequence[float]
 ) -> Classifier:
     """The named network, its initial weights drawn from torch's global generator; reference networks ignore `width`."""
-    architecture = MODELS[name]
-    body = architecture.convolutions(channels, width)
-    features = feature_count(name, body, size, channels)
-    for linear_width in architecture.linear:
-        body.extend([nn.Linear(features, linear_width), nn.ReLU()])
-        features = linear_width
-    return Classifier(body, nn.Linear(features, classes), mean, std)
-
-
-def feature_count(name: ModelName, body: nn.Sequential, size: int, channels: int) -> int:
-    """The number of features of one image after the convolutions."""
+    convolutions, linear_widths = MODELS[name]
+    body = convolutions(channels, width)
     try:
         with torch.no_grad():
-            features: Tensor = body.eval()(torch.zeros(1, channels, size, size))
-        body.train()
+            features = body.eval()(torch.zeros(1, channels, size, size)).shape[1]
     except RuntimeError:
         raise StageError(
             f"the network {name!r} is too deep for images of {size} x {size}: raise preprocess.size"
         ) from None
-    return features.shape[1]
+    for linear_width in linear_widths:
+        body.extend([nn.Linear(features, linear_width), nn.ReLU()])
+        features = linear_width
+    return Classifier(body.train(), nn.Linear(features, classes), mean, std)
 
 
 @torch.no_grad()

@@ -50,39 +50,33 @@ def read_weights(path: Path) -> tuple[Classifier, WeightsHeader]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
         header = WeightsHeader.model_validate_json(metadata[HEADER_KEY])
+        shape = header.size, header.channels, len(header.classes)
+        ones = [1.0] * header.channels  # replaced by the mean and std in the file
+        network = build_model(header.architecture, header.width, *shape, ones, ones)
+        network.load_state_dict(tensors)
+        return network.eval(), header
     except FileNotFoundError:
         raise StageError(f"{path}: missing; run `dvc repro train`") from None
     except (SafetensorError, OSError) as error:
-        raise StageError(f"{path}: not a complete safetensors file ({error}); run `dvc repro -f train`") from None
+        reason = f"not a complete safetensors file ({error})"
     except KeyError:
-        raise StageError(f"{path}: was not written by the stage train; run `dvc repro -f train`") from None
+        reason = "was not written by the stage train"
     except pydantic.ValidationError as error:
         detail = error.errors()[0]
-        key = ".".join(map(str, detail["loc"]))
-        raise StageError(
-            f"{path}: invalid {key} {detail['input']!r} in its header: {detail['msg']}; run `dvc repro -f train`"
-        ) from None
-    ones = [1.0] * header.channels  # replaced by the mean and std in the file
-    network = build_model(
-        header.architecture, header.width, header.size, header.channels, len(header.classes), ones, ones
-    )
-    try:
-        network.load_state_dict(tensors)
+        key, message = ".".join(map(str, detail["loc"])), detail["msg"].removeprefix("Value error, ")
+        reason = f"invalid {key} {detail['input']!r} in its header: {message}"
     except RuntimeError:
-        raise StageError(
-            f"{path}: its tensors do not match the architecture {header.architecture!r} of its header; "
-            "run `dvc repro -f train`"
-        ) from None
-    return network.eval(), header
+        reason = f"its tensors do not match the architecture {header.architecture!r} of its header"
+    raise StageError(f"{path}: {reason}; run `dvc repro -f train`")
 
 
 def check_weights_fit(path: Path, header: WeightsHeader, info: SplitsInfo) -> None:
     """Raise StageError if the network was trained for images or classes other than those of the splits."""
     for key in ("size", "channels", "classes"):
-        trained_for, actual = getattr(header, key), getattr(info, key)
-        if trained_for != actual:
+        trained, actual = getattr(header, key), getattr(info, key)
+        if trained != actual:
             raise StageError(
-                f"{path}: trained for {key} {trained_for}, but the splits have {actual}; run `dvc repro train`"
+                f"{path}: trained for {key} {trained}, but the splits have {actual}; run `dvc repro train`"
             )
 
 

@@ -1,4 +1,4 @@
-"""The loss and accuracy of every step in, the rows of history.csv out."""
+"""The loss and accuracy of every step in, a table with a row for each of a few steps out."""
 
 import sys
 from pathlib import Path

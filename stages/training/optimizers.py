@@ -14,8 +14,8 @@ EPSILON = 1e-8  # Adam's
 NEWTON_SCHULZ_STEPS = 3
 
 
-class LightOptimizer:
-    """What the training loop needs of torch.optim.Optimizer; a subclass updates `state` in place."""
+class BaseOptimizer:
+    """The interface of torch.optim.Optimizer that the training loop uses; subclasses update `state` in place."""
 
     def __init__(self, parameters: list[nn.Parameter], lr: float, state: list[Tensor]) -> None:
         self.param_groups: list[dict[str, Any]] = [{"params": parameters, "lr": lr}]
@@ -32,10 +32,10 @@ class LightOptimizer:
             tensor.copy_(saved)
 
 
-Optimizer = torch.optim.Optimizer | LightOptimizer
+Optimizer = torch.optim.Optimizer | BaseOptimizer
 
 
-class FlatAdamW(LightOptimizer):
+class FlatAdamW(BaseOptimizer):
     """AdamW (Loshchilov and Hutter, 2017, arXiv:1711.05101) on all parameters as one vector: few operations a step."""
 
     def __init__(
@@ -63,7 +63,7 @@ class FlatAdamW(LightOptimizer):
             parameter.add_(change.view_as(parameter))
 
 
-class Muon(LightOptimizer):
+class Muon(BaseOptimizer):
     """Orthogonalized momentum for weights of convolutions (Jordan et al., 2024, kellerjordan.github.io/posts/muon).
 
     Each step first scales a weight to a constant norm, as github.com/KellerJordan/cifar10-airbench does.
@@ -86,7 +86,7 @@ class Muon(LightOptimizer):
 
 
 def newton_schulz(matrix: Tensor) -> Tensor:
-    """The matrix with all its singular values near 1, by Newton-Schulz iteration with the coefficients of Muon.
+    """The matrix with all its singular values near 1, by Newton-Schulz iteration (coefficients of Jordan et al., 2024).
 
     The iteration runs on the product of the matrix with its transpose, which is smaller than the matrix.
     """
