@@ -12,13 +12,7 @@ class Batches:
     """Batches of at most `batch_size` images, equal to within one image; processes divide each batch among them."""
 
     def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        batch_size: int,
-        shuffle: bool,
-        seed: int,
-        process_group: ProcessGroup = ProcessGroup(),  # noqa: B008, frozen
+        self, images: Tensor, labels: Tensor, batch_size: int, shuffle: bool, seed: int, process_group: ProcessGroup
     ) -> None:
         self.images, self.labels = images, labels
         self.per_epoch = -(-len(self.images) // batch_size)

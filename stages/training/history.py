@@ -17,14 +17,7 @@ FLUSH_INTERVAL = 50  # steps between two reads of the numbers: a read waits for 
 
 
 class History:
-    def __init__(
-        self,
-        path: Path,
-        steps: int,
-        points: int,
-        steps_per_epoch: int,
-        process_group: ProcessGroup = ProcessGroup(),  # noqa: B008, frozen
-    ) -> None:
+    def __init__(self, path: Path, steps: int, points: int, steps_per_epoch: int, process_group: ProcessGroup) -> None:
         self.path, self.steps, self.steps_per_epoch = path, steps, steps_per_epoch
         self.process_group, self.points = process_group, min(points, steps)
         self.rows: list[list[Any]] = []

@@ -81,7 +81,7 @@ def test_images_are_not_indexed_one_by_one() -> None:
             return super().__torch_function__(*args, **kwargs)
 
     images = torch.zeros(1000, 1, 4, 4, dtype=torch.uint8).as_subclass(CountingTensor)
-    Batches(images, torch.zeros(1000).long(), 500, True, 0).batch(0)
+    Batches(images, torch.zeros(1000).long(), 500, True, 0, SINGLE_PROCESS).batch(0)
     assert 0 < CountingTensor.calls < 20
 
 
