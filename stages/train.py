@@ -1,13 +1,13 @@
-"""Splits in; trained weights, the history of the training, a report and the record of the machine out."""
+"""Splits in; trained weights, the history and trace of the training, a report and the environment out."""
 
 import time
-from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
@@ -22,10 +22,10 @@ from stages.network.weights import WeightsHeader, parameter_count, write_weights
 from stages.training.augmentation import random_affine, random_shift
 from stages.training.batches import Batches
 from stages.training.calibration import fit_temperature
-from stages.training.checkpoint import Checkpoint, fingerprint, lock_folder
-from stages.training.distributed import ProcessGroup, distributed_context, launch_workers
+from stages.training.checkpoint import Checkpoint, TrainingState, fingerprint, lock_folder
+from stages.training.distributed import ProcessGroup, distributed_context, is_worker, launch_workers
 from stages.training.history import COLUMNS, History
-from stages.training.optimizers import Optimizer, OptimizerName, ScheduleName, lr_factor, make_optimizer
+from stages.training.optimizers import FlatAdamW, Muon, Optimizer, OptimizerName, ScheduleName, lr_factor, set_lr
 from stages.training.trace import Trace
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -62,9 +62,9 @@ class Train(Section):
     processes: int = Field(ge=1, le=4096)
 
     @model_validator(mode="after")
-    def consistent(self) -> "Train":
+    def check_consistency(self) -> "Train":
         if self.keep == "best" and self.monitor != "validation":
-            raise ValueError(f"keep: best chooses by the validation split, but monitor is {self.monitor}")
+            raise ValueError(f"keep: best selects by the validation split, but monitor is {self.monitor}")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov: true needs a momentum above 0")
         return self
@@ -82,193 +82,191 @@ def train(
     checkpoints: Path,
     checkpoint_seconds: float = 5.0,
 ) -> None:
-    """Fit `train.model` to SPLITS; a killed training goes on from its checkpoint, and ends with the same bytes."""
+    """Train `train.model` on SPLITS; after a kill, training resumes from its checkpoint to the same bytes."""
     arguments = dict(locals())
     section, machine = read_section(params, "train", Train), read_section(params, "machine", Machine)
-    about = read_splits_info(splits)
-    check_splits(section, about)
-    if launch_workers("stages.train", arguments, section.processes):
+    info = read_splits_info(splits)
+    check_splits(section, info)
+    if section.processes > 1 and not is_worker():
+        launch_workers("stages.train", arguments, section.processes)
         return
     device = prepare_device(machine)
     with (
-        distributed_context(device, section.processes) as ranks,
-        ranks.output_paths(weights, history, trace, report, environment, checkpoints) as places,
-        lock_folder(places[-1]),
+        distributed_context(device, section.processes) as process_group,
+        process_group.output_paths(weights, history, trace, report, environment, checkpoints) as paths,
+        lock_folder(paths[-1]),
     ):
-        weights, history, trace, report, environment, checkpoints = places
-        made_on = environment_record(machine, device)
-        images, labels = load(splits, "train", device)
-        network = make_network(section, about, images[:3000]).to(memory_format=torch.channels_last).to(device)
-        batches = Batches(images, labels, section.batch, section.shuffle, section.seed, ranks)
+        weights, history, trace, report, environment, checkpoints = paths
+        machine_record = environment_record(machine, device)
+        images, labels = load_split(splits, "train", device)
+        network = make_network(section, info, images[:3000]).to(memory_format=torch.channels_last).to(device)
+        batches = Batches(images, labels, section.batch, section.shuffle, section.seed, process_group)
         steps = max(section.min_steps, round(section.epochs * batches.per_epoch))
-        rows = History(history, steps, section.points, batches.per_epoch, ranks)
-        work = {"params": section.model_dump(), "made_on": made_on}
-        checkpoint = Checkpoint(checkpoints, fingerprint(work, list(splits.iterdir())), checkpoint_seconds)
-        monitored = None if section.monitor == "none" else load(splits, section.monitor, device)
-        traced = Trace(network, steps)
+        rows = History(history, steps, section.points, batches.per_epoch, process_group)
+        state = TrainingState(network, make_optimizers(section, network), rows, Trace(network, steps))
+        description = {"params": section.model_dump(), "environment": machine_record}
+        checkpoint = Checkpoint(checkpoints, fingerprint(description, list(splits.iterdir())), checkpoint_seconds)
+        monitored = None if section.monitor == "none" else load_split(splits, section.monitor, device)
         started = time.perf_counter()
-        fit(section, network, batches, monitored, rows, traced, checkpoint, ranks)
+        fit(section, state, batches, monitored, checkpoint, process_group)
         seconds = time.perf_counter() - started
         if section.calibrate != "none":
-            calibrate(network, *load(splits, section.calibrate, device))
-        write_weights(weights, network, WeightsHeader.of(section.model, section.width, about, section.model_dump()))
-        traced.write(trace)
-        write_json(report, summary(section, network, rows))
-        write_json(environment, made_on)
+            images, labels = load_split(splits, section.calibrate, device)
+            network.temperature.fill_(fit_temperature(predict(network, images), labels))
+        write_weights(weights, network, WeightsHeader.of(section.model, section.width, info, section.model_dump()))
+        state.trace.write(trace)
+        write_json(report, make_report(section, network, rows))
+        write_json(environment, machine_record)
         checkpoint.remove()
     size, temperature = f"{parameter_count(network)} parameters", f"temperature {float(network.temperature):.3f}"
-    took = f"{steps} steps in {seconds:.2f} s on {device.type}"
-    echo(f"{section.model}: {size}, {took}, {temperature}; weights in {weights}")
+    duration = f"{steps} steps in {seconds:.2f} s on {device.type}"
+    echo(f"{section.model}: {size}, {duration}, {temperature}; weights in {weights}")
 
 
-def fit(
-    section: Train,
-    network: Classifier,
-    batches: Batches,
-    monitored: tuple[Tensor, Tensor] | None,
-    history: History,
-    trace: Trace,
-    checkpoint: Checkpoint,
-    ranks: ProcessGroup,
-) -> None:
-    """Run the steps that a checkpoint does not have; leaves the network with its last, or its best, weights."""
-    optimizer = build_optimizer(section, network)
-    done, best = resume(ranks.broadcast(checkpoint.load()), network, optimizer, history, trace)
-    history.write()
-    forward = ranks.wrap_ddp(network)
-    for step in tqdm(range(done, history.steps), initial=done, total=history.steps, unit="step", disable=None):
-        images, labels = batches.get(step)
-        images = augment(section, images, batches.augmentation_rng(step))
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=section.precision == "bfloat16"):
-            logits = forward_pass(section, forward, images)
-            loss = functional.cross_entropy(logits, labels, label_smoothing=section.label_smoothing)
-        network.zero_grad()
-        loss.backward()
-        now = lr_factor(section.schedule, section.warmup, step, history.steps)
-        optimizer.step(now)
-        history.record_step(step, now * section.learning_rate, loss, logits, labels)
-        trace.record(step + 1)
-        if history.row_due(step):
-            ranks.sync_buffers(network)
-            measured = measure(network, *monitored, section.label_smoothing) if monitored else None
-            history.add_row(step, now * section.learning_rate, measured)
-            if section.keep == "best" and measured and (best is None or measured[1] > best["accuracy"]):
-                best = {"accuracy": measured[1], "weights": copy_weights(network)}
-        if ranks.rank0_decides(checkpoint.due, step):
-            state = {"network": network.state_dict(), "optimizer": optimizer.state(), "best": best}
-            checkpoint.save({"steps": step + 1, "history": history.state(), "trace": trace.rows, **state})
-    if best:
-        network.load_state_dict(best["weights"])
-    if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
-        raise StageError(f"the weights are not finite after step {history.steps}: lower train.learning_rate")
-
-
-def check_splits(section: Train, about: SplitsInfo) -> None:
-    if not about.counts["train"]:
+def check_splits(section: Train, info: SplitsInfo) -> None:
+    if not info.counts["train"]:
         raise StageError("the training split is empty: lower preprocess.validation")
-    for name in ("monitor", "calibrate"):
-        if getattr(section, name) == "validation" and not about.counts["validation"]:
-            other = "none" if name == "monitor" else "train or none"
+    for param, alternative in (("monitor", "none"), ("calibrate", "train or none")):
+        if getattr(section, param) == "validation" and not info.counts["validation"]:
             raise StageError(
-                f"train.{name}: the validation split is empty: raise preprocess.validation, or set it to {other}"
+                f"train.{param}: the validation split is empty: raise preprocess.validation, or set it to {alternative}"
             )
 
 
-def make_network(section: Train, about: SplitsInfo, images: Tensor) -> Classifier:
+def load_split(splits: Path, split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Images and labels: on a CPU as memory maps, read when they are used; a GPU gets all of them at once."""
+    images, labels = torch.from_numpy(read_images(splits, split)), torch.from_numpy(read_labels(splits, split))
+    return images.to(device), labels.to(device)
+
+
+def make_network(section: Train, info: SplitsInfo, images: Tensor) -> Classifier:
     torch.manual_seed(section.seed)
-    plain = [0.0] * about.channels, [1.0] * about.channels
-    mean, std = (about.mean, about.std) if section.normalize == "dataset" else plain
-    network = build_model(section.model, section.width, about.size, about.channels, len(about.classes), mean, std)
+    identity = [0.0] * info.channels, [1.0] * info.channels
+    mean, std = (info.mean, info.std) if section.normalize == "dataset" else identity
+    network = build_model(section.model, section.width, info.size, info.channels, len(info.classes), mean, std)
     if section.stem == "whitened":
         whiten_stem(network, images.cpu())
     return network
 
 
-def load(splits: Path, split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
-    """On a CPU the images stay on disk until they are touched; a GPU has them all before the first step."""
-    return torch.from_numpy(read_images(splits, split)).to(device), torch.from_numpy(read_labels(splits, split)).to(
-        device
-    )
+def make_optimizers(section: Train, network: Classifier) -> list[Optimizer]:
+    """One optimizer, or with `muon` two: Muon for the convolutions after the first, AdamW for all other parameters."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    lr, betas, decay = section.learning_rate, section.betas, section.weight_decay
+    # Fused kernels use the CPU's square root instruction, which rounds alike on every CPU. The for-loop implementation
+    # calls Tensor.sqrt(), which is MKL's: its last bit depends on the CPU's maker.
+    match section.optimizer:
+        case "adam":  # Kingma and Ba, 2014, arXiv:1412.6980
+            return [torch.optim.Adam(parameters, lr, betas, weight_decay=decay, fused=True)]
+        case "adamw":  # Loshchilov and Hutter, 2017, arXiv:1711.05101
+            return [torch.optim.AdamW(parameters, lr, betas, weight_decay=decay, fused=True)]
+        case "sgd":  # nesterov: as in Sutskever et al., 2013, "On the importance of initialization and momentum"
+            momentum, nesterov = section.momentum, section.nesterov
+            return [torch.optim.SGD(parameters, lr, momentum, weight_decay=decay, nesterov=nesterov, fused=True)]
+        case "muon":
+            convolutions = [weight for weight in network.parameters() if weight.ndim == 4][1:]
+            others = [parameter for parameter in parameters if all(parameter is not weight for weight in convolutions)]
+            muon = Muon(convolutions, section.muon_rate, section.momentum, section.nesterov)
+            return [muon, FlatAdamW(others, lr, betas, decay)]
 
 
-def build_optimizer(section: Train, network: Classifier) -> Optimizer:
-    return make_optimizer(
-        section.optimizer,
-        network,
-        rate=section.learning_rate,
-        muon_rate=section.muon_rate,
-        momentum=section.momentum,
-        nesterov=section.nesterov,
-        betas=section.betas,
-        weight_decay=section.weight_decay,
-    )
+def fit(
+    section: Train,
+    state: TrainingState,
+    batches: Batches,
+    monitored: tuple[Tensor, Tensor] | None,
+    checkpoint: Checkpoint,
+    process_group: ProcessGroup,
+) -> None:
+    """Run the steps that the checkpoint does not hold; leaves the network with its last weights, or its best ones."""
+    network, history = state.network, state.history
+    if saved := process_group.broadcast(checkpoint.load()):
+        state.load_state_dict(saved)
+        echo(f"resuming from step {state.steps_done} of {history.steps}")
+    else:
+        state.trace.record(0)
+    history.write()
+    ddp_network = process_group.wrap_ddp(network)
+    steps = range(state.steps_done, history.steps)
+    for step in tqdm(steps, initial=steps.start, total=history.steps, unit="step", disable=None):
+        images, labels = batches.batch(step)
+        images = augment(section, images, batches.augmentation_rng(step))
+        factor = lr_factor(section.schedule, section.warmup, step, history.steps)
+        set_lr(state.optimizers, factor)
+        loss, logits = train_step(section, ddp_network, state.optimizers, images, labels)
+        lr = factor * section.learning_rate
+        history.record_step(step, lr, loss, logits, labels)
+        state.trace.record(step + 1)
+        state.steps_done = step + 1
+        if history.row_due(step):
+            process_group.sync_buffers(network)
+            measured = measure(network, *monitored, section.label_smoothing) if monitored else None
+            history.add_row(step, lr, measured)
+            if section.keep == "best" and measured and measured[1] > state.best_accuracy:
+                state.best_accuracy, state.best_weights = measured[1], deepcopy(network.state_dict())
+        if process_group.rank0_decides(checkpoint.is_due, step):
+            checkpoint.save(state.state_dict())
+    if state.best_weights:
+        network.load_state_dict(state.best_weights)
+    if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
+        raise StageError(f"the weights are not finite after step {history.steps}: lower train.learning_rate")
 
 
-def resume(
-    state: dict[str, Any] | None, network: Classifier, optimizer: Optimizer, history: History, trace: Trace
-) -> tuple[int, dict[str, Any] | None]:
-    """Bring everything to the state that was saved last; gives the steps done and the best weights so far."""
-    if state is None:
-        trace.record(0)
-        return 0, None
-    network.load_state_dict(state["network"])
-    for tensor, saved in zip(optimizer.state(), state["optimizer"], strict=True):
-        tensor.copy_(saved)
-    history.restore(state["history"])
-    trace.rows = state["trace"]
-    echo(f"going on from step {state['steps']} of {history.steps}")
-    return state["steps"], state["best"]
-
-
-def augment(section: Train, images: Tensor, chance: torch.Generator) -> Tensor:
+def augment(section: Train, images: Tensor, generator: torch.Generator) -> Tensor:
     if section.rotate or section.zoom:
-        images = random_affine(images, section.rotate, section.zoom, chance)
+        images = random_affine(images, section.rotate, section.zoom, generator)
     if section.shift:
-        images = random_shift(images, section.shift, chance)
+        images = random_shift(images, section.shift, generator)
     return images
 
 
-def forward_pass(section: Train, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    try:
-        return network(images)
-    except ValueError as error:  # batch norm asks for more than one number a channel
-        raise StageError(f"train.batch: {len(images)} is too few for {section.model} at this size: {error}") from None
+def train_step(
+    section: Train, network: nn.Module, optimizers: list[Optimizer], images: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Update the weights with one batch; returns the loss and the logits before the update."""
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=section.precision == "bfloat16"):
+        try:
+            logits = network(images)
+        except ValueError as error:  # batch norm needs more than one value per channel
+            reason = f"{len(images)} is too few for {section.model} at this size: {error}"
+            raise StageError(f"train.batch: {reason}") from None
+        # Label smoothing: Szegedy et al., 2015, arXiv:1512.00567.
+        loss = functional.cross_entropy(logits, labels, label_smoothing=section.label_smoothing)
+    network.zero_grad()
+    loss.backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    return loss, logits
+
+
+def measure(network: Classifier, images: Tensor, labels: Tensor, label_smoothing: float) -> tuple[float, float]:
+    """Loss, smoothed as in training, and accuracy on a whole split."""
+    logits = predict(network, images)
+    loss = 0.0
+    for logit_batch, label_batch in zip(logits.split(1000), labels.split(1000), strict=True):
+        loss += float(
+            functional.cross_entropy(logit_batch, label_batch, reduction="sum", label_smoothing=label_smoothing)
+        )
+    return loss / len(labels), int((logits.argmax(1) == labels).sum()) / len(labels)
 
 
 @torch.no_grad()
-def measure(network: Classifier, images: Tensor, labels: Tensor, smoothing: float) -> tuple[float, float]:
-    """Loss, smoothed as in training, and accuracy over a whole split."""
+def predict(network: Classifier, images: Tensor) -> Tensor:
+    """The logits of all images, in evaluation mode."""
     network.eval()
-    loss = hits = 0.0
-    for some, theirs in zip(images.split(1000), labels.split(1000), strict=True):
-        logits = network(some)
-        loss += float(functional.cross_entropy(logits, theirs, reduction="sum", label_smoothing=smoothing))
-        hits += int((logits.argmax(1) == theirs).sum())
+    logits = torch.cat([network(image_batch) for image_batch in images.split(1000)])
     network.train()
-    return loss / len(labels), hits / len(labels)
+    return logits
 
 
-@torch.no_grad()
-def calibrate(network: Classifier, images: Tensor, labels: Tensor) -> None:
-    """Set the network's temperature by a split; which class is the likeliest does not change."""
-    network.eval()
-    logits = torch.cat([network(some) for some in images.split(1000)])
-    network.temperature.fill_(fit_temperature(logits, labels))
-    network.train()
-
-
-def copy_weights(network: Classifier) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
-
-
-def summary(section: Train, network: Classifier, history: History) -> dict[str, Any]:
-    """The numbers of the weights that were kept."""
+def make_report(section: Train, network: Classifier, history: History) -> dict[str, Any]:
+    """The metrics of the weights that are written."""
     rows = [dict(zip(COLUMNS, row, strict=True)) for row in history.rows]
-    kept = max(rows, key=lambda row: row["monitor_accuracy"]) if section.keep == "best" else rows[-1]
-    numbers: dict[str, Any] = {name: kept[name] for name in ("step", "epoch", "loss", "accuracy")}
+    row = max(rows, key=lambda row: row["monitor_accuracy"]) if section.keep == "best" else rows[-1]
+    metrics: dict[str, Any] = {name: row[name] for name in ("step", "epoch", "loss", "accuracy")}
     if section.monitor != "none":
-        numbers[section.monitor] = {name: kept[f"monitor_{name}"] for name in ("loss", "accuracy")}
-    return {**numbers, "parameters": parameter_count(network)}
+        metrics[section.monitor] = {name: row[f"monitor_{name}"] for name in ("loss", "accuracy")}
+    return {**metrics, "parameters": parameter_count(network)}
 
 
 if __name__ == "__main__":

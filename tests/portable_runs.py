@@ -1,10 +1,10 @@
-"""Small runs of the stages in portable arithmetic, and the hashes of all that they write.
+"""Small runs of the stages in portable arithmetic, and the hashes of the files that they write.
 
-    python tests/portable_runs.py                # every run, each as a line of JSON: [run, {file: hash}]
-    python tests/portable_runs.py strong resume  # these
-    python tests/portable_runs.py --write        # every run, into tests/portable.json, the committed table
+    python tests/portable_runs.py                # every run: prints a line of JSON for each, [run, {file: hash}]
+    python tests/portable_runs.py strong resume  # only these runs
+    python tests/portable_runs.py --write        # every run: writes tests/portable.json, the committed table
 
-A process of its own, on any CPU, real or emulated.
+It runs as a separate process, on a real or an emulated CPU.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from ruamel.yaml import YAML
 from stages.core.splits import read_splits_info
 from stages.evaluate import evaluate
 from stages.export_onnx import export_onnx
-from stages.network.models import ModelName, build_model
+from stages.network.models import MODELS, build_model
 from stages.network.weights import WeightsHeader, write_weights
 from stages.preprocess import preprocess
 from stages.train import train
@@ -42,10 +42,10 @@ from stages.validate_parity import validate_parity
 
 TABLE = ROOT / "tests" / "portable.json"
 STEPS = 6
-COMMITTED = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
+PARAMS = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
 EXPERIMENTS = YAML(typ="safe", pure=True).load(ROOT / "experiments.yaml")
-# What conftest.py makes quick is put back, but for the number of steps: the recipes themselves are tested.
-RECIPE = {f"train.{key}": value for key, value in COMMITTED["train"].items()} | {
+# conftest.py makes params quick; the runs take those of params.yaml, with fewer steps.
+RECIPE = {f"train.{key}": value for key, value in PARAMS["train"].items()} | {
     "machine.threads": 2,
     "machine.arithmetic": "portable",
     "preprocess.validation_fraction": 0.1,
@@ -56,8 +56,8 @@ SHORT = {"train.epochs": 0, "train.min_steps": STEPS, "train.points": 2}
 Files = dict[str, Path]
 
 
-def trained(folder: Path, raw: Path, changes: dict[str, Any]) -> Path:
-    """The folder with the splits of RAW, and what train made of them."""
+def run_train(folder: Path, raw: Path, changes: dict[str, Any]) -> Path:
+    """Preprocess RAW and train in the folder, which is returned."""
     params = write_params(folder / "params.yaml", {**RECIPE, **changes, **SHORT, "machine.arithmetic": "portable"})
     preprocess(params=params, raw=raw, splits=folder / "splits", samples=folder / "samples.png")
     train(
@@ -73,62 +73,62 @@ def trained(folder: Path, raw: Path, changes: dict[str, Any]) -> Path:
     return folder
 
 
-def interrupted(folder: Path, raw: Path) -> Path:
-    """As `trained` with the default recipe, but stopped in the middle, and gone on with from its checkpoint."""
+def run_resumed_train(folder: Path, raw: Path) -> Path:
+    """Like `run_train` with the default recipe, but interrupted in the middle and resumed from the checkpoint."""
     from stages.training.checkpoint import Checkpoint
 
-    due, save = Checkpoint.due, Checkpoint.save
+    is_due, save = Checkpoint.is_due, Checkpoint.save
 
-    def save_and_stop(self: Checkpoint, state: dict[str, Any]) -> None:
-        if state["steps"] == STEPS // 2:
+    def save_and_interrupt(self: Checkpoint, state: dict[str, Any]) -> None:
+        if state["steps_done"] == STEPS // 2:
             save(self, state)
             raise KeyboardInterrupt
 
-    Checkpoint.due, Checkpoint.save = lambda _: True, save_and_stop  # type: ignore[method-assign,assignment]
+    Checkpoint.is_due, Checkpoint.save = lambda _: True, save_and_interrupt  # type: ignore[method-assign,assignment]
     with contextlib.suppress(KeyboardInterrupt):
-        trained(folder, raw, {})
-    Checkpoint.due, Checkpoint.save = due, save  # type: ignore[method-assign]
-    with contextlib.redirect_stdout(io.StringIO()) as said:
-        trained(folder, raw, {})
-    assert f"going on from step {STEPS // 2} of {STEPS}" in said.getvalue()
+        run_train(folder, raw, {})
+    Checkpoint.is_due, Checkpoint.save = is_due, save  # type: ignore[method-assign]
+    with contextlib.redirect_stdout(io.StringIO()) as stdout:
+        run_train(folder, raw, {})
+    assert f"resuming from step {STEPS // 2} of {STEPS}" in stdout.getvalue()
     return folder
 
 
-def proven(folder: Path, raw: Path) -> Path:
-    """The stages after train, on weights that no arithmetic made."""
+def run_proof(folder: Path, raw: Path) -> Path:
+    """Run the stages after train on weights from integers, which do not depend on floating-point arithmetic."""
     params = write_params(folder / "params.yaml", RECIPE)
     splits, weights = folder / "splits", folder / "weights.safetensors"
     preprocess(params=params, raw=raw, splits=splits, samples=folder / "samples.png")
-    about = read_splits_info(splits)
-    network = build_model("compact", 8, about.size, about.channels, len(about.classes), about.mean, about.std)
+    info = read_splits_info(splits)
+    network = build_model("compact", 8, info.size, info.channels, len(info.classes), info.mean, info.std)
     generator = np.random.Generator(np.random.PCG64(0))
     for name, tensor in network.state_dict().items():
         if name.endswith((".weight", ".bias")):
             tensor.copy_(torch.from_numpy(generator.integers(-128, 128, tuple(tensor.shape)) / 1024))
     network.temperature.fill_(0.4375)
-    write_weights(weights, network, WeightsHeader.of("compact", 8, about, {}))
-    made = {"params": params, "splits": splits, "weights": weights}
+    write_weights(weights, network, WeightsHeader.of("compact", 8, info, {}))
+    inputs = {"params": params, "splits": splits, "weights": weights}
     model: Files = {"model": folder / "model.onnx", "golden": folder / "golden.json"}
     tables = {name: folder / f"{name}.csv" for name in ("predictions", "classes", "reliability")}
     pictures = {name: folder / f"{name}.png" for name in ("first_nine", "mistakes", "tsne")}
     report = folder / "evaluate.json"
-    evaluate(**made, report=report, **tables, **pictures)
-    export_onnx(**made, **model)
-    measured = folder / "measured" / "parity.csv"  # not hashed: ONNX Runtime chooses its kernels by the CPU
+    evaluate(**inputs, report=report, **tables, **pictures)
+    export_onnx(**inputs, **model)
+    measured = folder / "measured" / "parity.csv"  # not hashed: ONNX Runtime selects its kernels by the CPU
     environment = folder / "environment.json"
     environment.write_text(json.dumps({"arithmetic": "portable"}))
-    proof = {
+    outputs = {
         "environment": environment,
         "report": folder / "parity.json",
         "measured": measured,
         "certificate": folder / "certificate.json",
     }
-    validate_parity(**made, **model, quality=report, **proof)
+    validate_parity(**inputs, **model, quality=report, **outputs)
     return folder
 
 
-def write_pictures(folder: Path) -> Path:
-    """Images as `own` has them: PNG and JPEG, in colour, of sizes of their own; the folder as download leaves it."""
+def download_own(folder: Path) -> Path:
+    """Colour images of different sizes as PNG and JPEG, downloaded as the data set `own`; returns the raw folder."""
     from stages.download import download
 
     generator = np.random.Generator(np.random.PCG64(3))
@@ -145,7 +145,7 @@ def write_pictures(folder: Path) -> Path:
     return folder / "raw"
 
 
-def embedded(folder: Path) -> Path:
+def download_digits(folder: Path) -> Path:
     from stages.download import download
 
     (folder / "own").mkdir(parents=True)
@@ -155,42 +155,42 @@ def embedded(folder: Path) -> Path:
 
 
 def runs() -> dict[str, Callable[[Path], Path]]:
-    """By name: every set of experiments.yaml, every network, every optimizer, resuming, every kind of data set."""
+    """Runs by name: every experiment, network and optimizer, resuming, and every kind of data set."""
 
-    def on_digits_like(changes: dict[str, Any]) -> Callable[[Path], Path]:
-        return lambda folder: trained(folder, write_raw(folder / "raw", 900, 100), changes)
+    def run_on_idx(changes: dict[str, Any]) -> Callable[[Path], Path]:
+        return lambda folder: run_train(folder, write_raw(folder / "raw", 900, 100), changes)
 
     colour = {"preprocess.channels": 3, "preprocess.size": 32, "train.rotate": 180, "train.zoom": 0.2}
-    # What differs by arithmetic alone would here be a default run once more.
+    # An experiment that only changes the arithmetic would repeat the default run.
     recipes = {name: changes for name, changes in EXPERIMENTS.items() if changes.keys() - {"machine.arithmetic"}}
     optimizers = {
-        f"{model}-{rule}": {"train.model": model, "train.optimizer": rule, "train.weight_decay": 0.01}
+        f"{model}-{optimizer}": {"train.model": model, "train.optimizer": optimizer, "train.weight_decay": 0.01}
         for model in ("compact", "reference_b")
-        for rule in get_args(OptimizerName)
+        for optimizer in get_args(OptimizerName)
     }
-    networks = {f"network-{model}": {"train.model": model, "train.stem": "learned"} for model in get_args(ModelName)}
+    networks = {f"network-{model}": {"train.model": model, "train.stem": "learned"} for model in MODELS}
     others = {
         "bfloat16": {"train.precision": "bfloat16"},
         "one-thread": {"machine.threads": 1},
     }
-    named = {**recipes, **optimizers, **networks, **others}
-    assert len(named) == sum(map(len, (recipes, optimizers, networks, others)))
+    trainings = {**recipes, **optimizers, **networks, **others}
+    assert len(trainings) == sum(map(len, (recipes, optimizers, networks, others)))
     return {
-        **{name: on_digits_like(changes) for name, changes in named.items()},
-        "resume": lambda folder: interrupted(folder, write_raw(folder / "raw", 900, 100)),
-        "digits": lambda folder: trained(folder, embedded(folder), {}),
-        "own": lambda folder: trained(folder, write_pictures(folder), colour),
-        "proof": lambda folder: proven(folder, write_raw(folder / "raw", 400, 200)),
+        **{name: run_on_idx(changes) for name, changes in trainings.items()},
+        "resume": lambda folder: run_resumed_train(folder, write_raw(folder / "raw", 900, 100)),
+        "digits": lambda folder: run_train(folder, download_digits(folder), {}),
+        "own": lambda folder: run_train(folder, download_own(folder), colour),
+        "proof": lambda folder: run_proof(folder, write_raw(folder / "raw", 400, 200)),
     }
 
 
-def hashed(folder: Path) -> dict[str, str]:
-    """Of the run's outputs and splits; not of what it was given."""
+def hash_files(folder: Path) -> dict[str, str]:
+    """Hashes of the splits and outputs of a run, not of its inputs."""
     files = [*folder.iterdir(), *(folder / "splits").iterdir()]
-    known = [path for path in files if path.is_file() and path.suffix != ".yaml"]
+    outputs = [path for path in files if path.is_file() and path.suffix != ".yaml"]
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        for path in sorted(known)
+        for path in sorted(outputs)
     }
 
 
@@ -199,13 +199,13 @@ def main(arguments: list[str]) -> None:
     if unknown := set(names) - runs().keys():
         sys.exit(f"no such runs: {', '.join(sorted(unknown))}; there are {', '.join(runs())}")
     if names and "--write" in arguments:
-        sys.exit("--write makes the whole table: leave the names out")
+        sys.exit("--write needs all runs: leave out the names")
     table: dict[str, dict[str, str]] = {}
-    with contextlib.redirect_stdout(sys.stderr):  # what the stages say
+    with contextlib.redirect_stdout(sys.stderr):  # messages of the stages
         for name, run in runs().items():
             if name in names or not names:
                 with TemporaryDirectory() as folder:
-                    table[name] = hashed(run(Path(folder)))
+                    table[name] = hash_files(run(Path(folder)))
                 print(json.dumps([name, table[name]]), file=sys.__stdout__, flush=True)
     if "--write" in arguments:
         TABLE.write_text(json.dumps(table, indent=1) + "\n")

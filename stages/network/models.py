@@ -1,21 +1,25 @@
-"""The zoo: networks by name, each built for a size, a number of channels and of classes, taking uint8 pixels."""
+"""The name of a network and the shape of the data in, the network out; it takes uint8 pixels and gives logits.
+
+To add a network, write a function that builds its convolutions and add it to `MODELS`.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Annotated, NamedTuple
 
 import torch
+from pydantic import AfterValidator
 from torch import Tensor, nn
 from torch.nn import functional
 
 from stages.core.errors import StageError
 
-FLAT = 0.05  # patches and directions that vary by less, in units of the pixels' standard deviation, are left alone
-
-ModelName = Literal["compact", "deep", "reference_a", "reference_b", "reference_c", "reference_e"]
+# For whitening, of normalized pixels: patches with a lower standard deviation are ignored, and the variance of each
+# direction is raised by this, so that noise is not amplified.
+MIN_VARIATION = 0.05
 
 
 class Classifier(nn.Module):
-    """Pixels to logits. Normalisation is a part of the network, so that no consumer has its own."""
+    """Pixels to logits. Normalization is a part of the network, so that no consumer needs its own."""
 
     mean: Tensor
     std: Tensor
@@ -26,11 +30,14 @@ class Classifier(nn.Module):
         self.body, self.head = body, head
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
-        self.register_buffer("temperature", torch.ones(()))  # that the logits are divided by, so as to be calibrated
+        self.register_buffer("temperature", torch.ones(()))  # logits are divided by it: temperature scaling
+
+    def normalize(self, image: Tensor) -> Tensor:
+        return (image.float() - 255 * self.mean) / (255 * self.std)
 
     def hidden(self, image: Tensor) -> Tensor:
-        """What the last layer decides by: (batch, features)."""
-        features: Tensor = self.body((image.float() - 255 * self.mean) / (255 * self.std))
+        """The input of the last layer: (batch, features)."""
+        features: Tensor = self.body(self.normalize(image))
         return features
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -42,7 +49,7 @@ class Classifier(nn.Module):
 
 
 def compact(channels: int, width: int) -> nn.Sequential:
-    """Ours: the first convolution halves the picture, so that the wide layers see few pixels."""
+    """The default: the first convolution halves height and width, so that the wider layers see few pixels."""
     return nn.Sequential(
         nn.Conv2d(channels, width, 5, stride=2),
         nn.ReLU(inplace=True),
@@ -53,7 +60,7 @@ def compact(channels: int, width: int) -> nn.Sequential:
 
 
 def deep(channels: int, width: int) -> nn.Sequential:
-    """Ours, for the last tenths: `compact` with two convolutions where that has one."""
+    """More accurate and slower: two convolutions for each of the later ones of `compact`."""
     return nn.Sequential(
         nn.Conv2d(channels, width, 5, stride=2),
         nn.ReLU(inplace=True),
@@ -66,129 +73,102 @@ def deep(channels: int, width: int) -> nn.Sequential:
 
 
 def conv_block(channels: int, width: int, padding: int = 0, pool: bool = False) -> Iterator[nn.Module]:
-    """A convolution, halved before it is centred: a quarter of the numbers is left to centre."""
+    """Convolution, batch norm (Ioffe and Szegedy, 2015, arXiv:1502.03167) and ReLU.
+
+    Pooling comes before batch norm, which then sees a quarter of the pixels. The momentum is high, for trainings of a
+    few hundred steps, and the scale is not trained.
+    """
     yield nn.Conv2d(channels, width, 3, padding=padding, bias=False)
     if pool:
         yield nn.MaxPool2d(2)
-    yield FixedScaleBatchNorm(width)
+    batch_norm = nn.BatchNorm2d(width, momentum=0.4)
+    batch_norm.weight.requires_grad_(False)
+    yield batch_norm
     yield nn.ReLU(inplace=True)
 
 
 class ChannelsLastFlatten(nn.Module):
-    """Features position by position, the order in which channels-last memory has them: nothing is copied."""
+    """Flatten in the order (height, width, channels): a view, not a copy, of channels-last memory."""
 
     def forward(self, features: Tensor) -> Tensor:
         return features.permute(0, 2, 3, 1).flatten(1)
 
 
-class FixedScaleBatchNorm(nn.BatchNorm2d):
-    """Batch norm for short trainings: statistics that follow quickly, a learnt shift, and no learnt scale."""
+def two_blocks(
+    widths: tuple[int, int], kernels: tuple[int, int], paddings: tuple[int, int], *, pool_first: bool = False
+) -> Callable[[int, int], nn.Sequential]:
+    """Two blocks of convolution, ReLU and 2x2 max pooling, of fixed widths, as in the published reference networks."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, momentum=0.4)
-        self.weight.requires_grad_(False)
+    def build(channels: int, _: int) -> nn.Sequential:
+        modules: list[nn.Module] = []
+        for in_channels, width, kernel, padding in zip((channels, widths[0]), widths, kernels, paddings, strict=True):
+            activation = [nn.ReLU(), nn.MaxPool2d(2)]
+            modules.append(nn.Conv2d(in_channels, width, kernel, padding=padding))
+            modules += reversed(activation) if pool_first else activation
+        return nn.Sequential(*modules, nn.Flatten())
 
-
-def reference_a(channels: int, _: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(channels, 16, 5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-    )
+    return build
 
 
-def reference_b(channels: int, _: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(channels, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-    )
+class Architecture(NamedTuple):
+    convolutions: Callable[[int, int], nn.Sequential]  # built for a number of image channels and a width
+    linear_widths: tuple[int, ...] = ()  # of the linear layers between the convolutions and the last layer
 
 
-def reference_c(channels: int, _: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(channels, 6, 3, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(6, 16, 5),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-    )
-
-
-def reference_e(channels: int, _: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(channels, 10, 5),
-        nn.MaxPool2d(2),
-        nn.ReLU(),
-        nn.Conv2d(10, 20, 5),
-        nn.MaxPool2d(2),
-        nn.ReLU(),
-        nn.Flatten(),
-    )
-
-
-# The convolutions, and the widths of the linear layers between them and the output.
-MODELS: dict[ModelName, tuple[Callable[[int, int], nn.Sequential], tuple[int, ...]]] = {
-    "compact": (compact, ()),
-    "deep": (deep, ()),
-    "reference_a": (reference_a, ()),
-    "reference_b": (reference_b, (512, 128)),
-    "reference_c": (reference_c, (120, 84)),
-    "reference_e": (reference_e, ()),
+MODELS = {
+    "compact": Architecture(compact),
+    "deep": Architecture(deep),
+    "reference_a": Architecture(two_blocks((16, 32), (5, 5), (2, 2))),
+    "reference_b": Architecture(two_blocks((16, 32), (3, 3), (1, 1)), linear_widths=(512, 128)),
+    "reference_c": Architecture(two_blocks((6, 16), (3, 5), (2, 0)), linear_widths=(120, 84)),
+    "reference_e": Architecture(two_blocks((10, 20), (5, 5), (0, 0), pool_first=True)),
 }
+
+
+def check_model_name(name: str) -> str:
+    if name not in MODELS:
+        raise ValueError(f"input should be one of {', '.join(MODELS)}")
+    return name
+
+
+ModelName = Annotated[str, AfterValidator(check_model_name)]
 
 
 def build_model(
     name: ModelName, width: int, size: int, channels: int, classes: int, mean: Sequence[float], std: Sequence[float]
 ) -> Classifier:
-    """The named network, its fresh weights drawn from torch's global generator; references have their own widths."""
-    convolutions, hidden = MODELS[name]
+    """The named network, its initial weights drawn from torch's global generator; reference networks ignore `width`."""
+    convolutions, linear_widths = MODELS[name]
     body = convolutions(channels, width)
-    features = feature_count(name, body, size, channels)
-    for wide in hidden:
-        body.extend([nn.Linear(features, wide), nn.ReLU()])
-        features = wide
-    return Classifier(body, nn.Linear(features, classes), mean, std)
-
-
-@torch.no_grad()
-def whiten_stem(network: Classifier, images: Tensor) -> None:
-    """Give the first convolution the principal directions of the images' patches, to equal strength, and freeze it.
-
-    Each direction is there with both signs, since a ReLU lets but one through. A filter for which there is no direction
-    keeps its random weights.
-    """
-    stem = next(layer for layer in network.body if isinstance(layer, nn.Conv2d))
-    pixels = (images.float() - 255 * network.mean) / (255 * network.std)
-    patches = functional.unfold(pixels, stem.kernel_size, stride=3).transpose(1, 2).flatten(0, 1)
-    patches = patches[patches.std(1) > FLAT]
-    strengths, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
-    half = min(len(stem.weight) // 2, len(strengths))
-    filters = (directions * (strengths + FLAT).rsqrt()).T.flip(0)[:half]
-    stem.weight[: 2 * half] = torch.cat([filters, -filters]).view_as(stem.weight[: 2 * half])
-    if stem.bias is not None:
-        stem.bias.zero_()
-    stem.requires_grad_(False)
-
-
-def feature_count(name: ModelName, body: nn.Sequential, size: int, channels: int) -> int:
-    """How many features the convolutions leave of one image."""
     try:
         with torch.no_grad():
-            features: Tensor = body.eval()(torch.zeros(1, channels, size, size))
-        body.train()
+            features = body.eval()(torch.zeros(1, channels, size, size)).shape[1]
     except RuntimeError:
         raise StageError(
             f"the network {name!r} is too deep for images of {size} x {size}: raise preprocess.size"
         ) from None
-    return features.shape[1]
+    for linear_width in linear_widths:
+        body.extend([nn.Linear(features, linear_width), nn.ReLU()])
+        features = linear_width
+    return Classifier(body.train(), nn.Linear(features, classes), mean, std)
+
+
+@torch.no_grad()
+def whiten_stem(network: Classifier, images: Tensor) -> None:
+    """Set the first convolution to whiten the patches of the images, and freeze it.
+
+    Its filters are the principal directions of the patches, scaled to equal variance (Coates and Ng, 2012, "Learning
+    feature representations with k-means"); as a frozen first layer they shorten training (Page, 2019, "How to train
+    your ResNet 8: Bag of tricks"; Jordan, 2024, arXiv:2404.00498). Each direction is used with both signs, since ReLU
+    passes only one. Filters beyond twice the number of directions keep their random weights.
+    """
+    stem = next(layer for layer in network.body if isinstance(layer, nn.Conv2d))
+    patches = functional.unfold(network.normalize(images), stem.kernel_size, stride=3).transpose(1, 2).flatten(0, 1)
+    patches = patches[patches.std(1) > MIN_VARIATION]
+    variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
+    count = min(len(stem.weight) // 2, len(variances))
+    filters = (directions * (variances + MIN_VARIATION).rsqrt()).T.flip(0)[:count]
+    stem.weight[: 2 * count] = torch.cat([filters, -filters]).view_as(stem.weight[: 2 * count])
+    if stem.bias is not None:
+        stem.bias.zero_()
+    stem.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""The file of trained weights: safetensors, with a header that says all that is needed to use them."""
+"""A trained network in, its weights file out, and back: safetensors with a header that describes the network."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from stages.core.files import atomic_write
 from stages.core.splits import SplitsInfo
 from stages.network.models import Classifier, ModelName, build_model
 
-HEADER_KEY = "lockstep"  # the one key of the header: safetensors writes several in no fixed order
+HEADER_KEY = "lockstep"  # the only key: safetensors writes several keys in no fixed order
 
 
 class WeightsHeader(pydantic.BaseModel):
@@ -29,63 +29,59 @@ class WeightsHeader(pydantic.BaseModel):
     dataset: str
     origin: str
     preparation: Literal["mnist", "resize"]
-    params: dict[str, Any]  # train's section, for the record
+    params: dict[str, Any]  # the section `train` of the params file
 
     @staticmethod
-    def of(architecture: ModelName, width: int, about: SplitsInfo, params: dict[str, Any]) -> "WeightsHeader":
-        known = about.model_dump(include={"size", "channels", "classes", "dataset", "origin", "preparation"})
-        return WeightsHeader(architecture=architecture, width=width, params=params, **known)
+    def of(architecture: ModelName, width: int, info: SplitsInfo, params: dict[str, Any]) -> "WeightsHeader":
+        data = info.model_dump(include={"size", "channels", "classes", "dataset", "origin", "preparation"})
+        return WeightsHeader(architecture=architecture, width=width, params=params, **data)
 
 
 def write_weights(path: Path, network: Classifier, header: WeightsHeader) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    with atomic_write(path) as beside:
-        beside.write_bytes(save(tensors, {HEADER_KEY: json.dumps(header.model_dump(), ensure_ascii=False)}))
+    with atomic_write(path) as tmp:
+        tmp.write_bytes(save(tensors, {HEADER_KEY: json.dumps(header.model_dump(), ensure_ascii=False)}))
 
 
 def read_weights(path: Path) -> tuple[Classifier, WeightsHeader]:
-    """The network in evaluation mode, on the CPU, built as the header says."""
+    """The network that the header describes, in evaluation mode, on the CPU."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
         header = WeightsHeader.model_validate_json(metadata[HEADER_KEY])
+        shape = header.size, header.channels, len(header.classes)
+        ones = [1.0] * header.channels  # replaced by the mean and std in the file
+        network = build_model(header.architecture, header.width, *shape, ones, ones)
+        network.load_state_dict(tensors)
+        return network.eval(), header
     except FileNotFoundError:
         raise StageError(f"{path}: missing; run `dvc repro train`") from None
     except (SafetensorError, OSError) as error:
-        raise StageError(f"{path}: not a whole safetensors file ({error}); run `dvc repro -f train`") from None
+        reason = f"not a complete safetensors file ({error})"
     except KeyError:
-        raise StageError(f"{path}: has no header of ours; run `dvc repro -f train`") from None
+        reason = "was not written by the stage train"
     except pydantic.ValidationError as error:
-        wrong = error.errors()[0]
-        where = ".".join(map(str, wrong["loc"]))
-        raise StageError(
-            f"{path}: its header's {where} {wrong['input']!r} is not known: {wrong['msg']}; run `dvc repro -f train`"
-        ) from None
-    ones = [1.0] * header.channels  # mean and std come with the weights
-    network = build_model(
-        header.architecture, header.width, header.size, header.channels, len(header.classes), ones, ones
-    )
-    try:
-        network.load_state_dict(tensors)
+        detail = error.errors()[0]
+        key, message = ".".join(map(str, detail["loc"])), detail["msg"].removeprefix("Value error, ")
+        reason = f"invalid {key} {detail['input']!r} in its header: {message}"
     except RuntimeError:
-        raise StageError(
-            f"{path}: its tensors are not those of {header.architecture!r}, the architecture that its header names; "
-            "run `dvc repro -f train`"
-        ) from None
-    return network.eval(), header
+        reason = f"its tensors do not match the architecture {header.architecture!r} of its header"
+    raise StageError(f"{path}: {reason}; run `dvc repro -f train`")
 
 
-def check_weights_fit(path: Path, header: WeightsHeader, about: SplitsInfo) -> None:
-    """The weights must be of a network for just this data."""
+def check_weights_fit(path: Path, header: WeightsHeader, info: SplitsInfo) -> None:
+    """Raise StageError if the network was trained for images or classes other than those of the splits."""
     for key in ("size", "channels", "classes"):
-        ours, theirs = getattr(header, key), getattr(about, key)
-        if ours != theirs:
-            raise StageError(f"{path}: trained for {key} {ours}, but the splits have {theirs}; run `dvc repro train`")
+        trained, actual = getattr(header, key), getattr(info, key)
+        if trained != actual:
+            raise StageError(
+                f"{path}: trained for {key} {trained}, but the splits have {actual}; run `dvc repro train`"
+            )
 
 
 def file_sha256(path: Path) -> str:
-    """Empty for a file that is missing: whoever reads it says what to do."""
+    """The hash of a file; empty if it is missing, which is reported where the file is read."""
     if not path.exists():
         return ""
     with path.open("rb") as file:
@@ -93,7 +89,7 @@ def file_sha256(path: Path) -> str:
 
 
 def short_hash(weights: Path) -> str:
-    """By which a report names its weights."""
+    """The start of the hash, with which reports identify the weights."""
     return file_sha256(weights)[:12]
 
 

@@ -1,1 +1,1 @@
-"""What the training loop is made of: batches, augmentation, optimizers, history, checkpoint, several processes."""
+"""The parts of the training loop: batches, augmentation, optimizers, history, checkpoint and several processes."""

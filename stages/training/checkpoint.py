@@ -1,4 +1,4 @@
-"""The state of an unfinished training: found again only by the same work, held by one process, gone when done."""
+"""The state of an unfinished training in, a file in the checkpoint folder out; the same training resumes from it."""
 
 import fcntl
 import hashlib
@@ -7,46 +7,83 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from stages.core.command import echo
 from stages.core.files import atomic_write
 from stages.core.source import loaded_source_files
+from stages.network.models import Classifier
+from stages.training.history import History
+from stages.training.optimizers import Optimizer
+from stages.training.trace import Trace
+
+
+@dataclass
+class TrainingState:
+    """All that changes while a network is trained."""
+
+    network: Classifier
+    optimizers: list[Optimizer]
+    history: History
+    trace: Trace
+    steps_done: int = 0
+    best_accuracy: float = -1.0
+    best_weights: dict[str, Tensor] | None = None  # with `keep: best`
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "history": self.history.state_dict(),
+            "trace": self.trace.rows,
+            "steps_done": self.steps_done,
+            "best": (self.best_accuracy, self.best_weights),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.network.load_state_dict(state_dict["network"])
+        for optimizer, optimizer_state in zip(self.optimizers, state_dict["optimizers"], strict=True):
+            optimizer.load_state_dict(optimizer_state)
+        self.history.load_state_dict(state_dict["history"])
+        self.trace.rows, self.steps_done = state_dict["trace"], state_dict["steps_done"]
+        self.best_accuracy, self.best_weights = state_dict["best"]
 
 
 class Checkpoint:
-    """At most one state in the folder, under the key of the work that it belongs to."""
+    """At most one file in the folder, named after the fingerprint of the training that it belongs to."""
 
-    def __init__(self, folder: Path, key: str, seconds: float) -> None:
-        self.path, self.seconds, self.saved = folder / f"{key}.pt", seconds, time.monotonic()
+    def __init__(self, folder: Path, fingerprint: str, interval: float) -> None:
+        self.path, self.interval, self.last_save = folder / f"{fingerprint}.pt", interval, time.monotonic()
 
-    def due(self) -> bool:
-        return time.monotonic() - self.saved >= self.seconds
+    def is_due(self) -> bool:
+        return time.monotonic() - self.last_save >= self.interval
 
-    def save(self, state: dict[str, Any]) -> None:
-        with atomic_write(self.path) as beside:
-            buffer = io.BytesIO()  # torch's own writer tells no reason, such as a full disk
-            torch.save(state, buffer)
-            beside.write_bytes(buffer.getbuffer())
-        self.saved = time.monotonic()
+    def save(self, state_dict: dict[str, Any]) -> None:
+        with atomic_write(self.path) as tmp:
+            buffer = io.BytesIO()  # torch.save to a file hides the reason of an error, such as a full disk
+            torch.save(state_dict, buffer)
+            tmp.write_bytes(buffer.getbuffer())
+        self.last_save = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
-        """The state that was saved last, or None; states of other work, and halves of any, are dropped."""
+        """The saved state, or None; files of other trainings and partial files are deleted."""
         for path in self.path.parent.iterdir():
             if path.suffix in (".pt", ".partial") and path != self.path:
                 path.unlink()
         if not self.path.exists():
             return None
         try:
-            state: dict[str, Any] = torch.load(self.path, weights_only=True)
+            state_dict: dict[str, Any] = torch.load(self.path, weights_only=True)
         except (RuntimeError, EOFError, UnpicklingError):
             echo(f"{self.path}: damaged; starting from the first step")
             return None
-        return state
+        return state_dict
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -54,20 +91,20 @@ class Checkpoint:
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, waiting for whoever holds it; the system frees it when a process dies."""
+    """Hold an exclusive lock on the folder, waiting for it if necessary; the system releases it if the process dies."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            echo(f"another training works with {folder}: waiting for it to end")
+            echo(f"another training uses {folder}: waiting for it to end")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def fingerprint(work: dict[str, Any], data: Sequence[Path]) -> str:
-    """A hash of what decides the result: the work's description, its input files, and the source that runs."""
-    digest = hashlib.blake2b(json.dumps([work, torch.__version__], sort_keys=True).encode(), digest_size=16)
+def fingerprint(description: dict[str, Any], data: Sequence[Path]) -> str:
+    """A hash of all that the weights depend on: params and environment, the data files, and the loaded source files."""
+    digest = hashlib.blake2b(json.dumps([description, torch.__version__], sort_keys=True).encode(), digest_size=16)
     for path in [*sorted(loaded_source_files()), *sorted(data)]:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "blake2b").digest())

@@ -1,16 +1,15 @@
-"""One training by several processes: each learns from its share of every batch, and all end with the same weights.
+"""Training by several processes with DistributedDataParallel: each trains on its part of every batch.
 
-They are started here, on this host, or by torchrun, on one host or on several (PyTorch's DistributedDataParallel).
+The stage starts them on this host; torchrun may start them instead, on one host or several.
 """
 
+import logging
 import os
-import socket
-import subprocess
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,30 +19,28 @@ from torch import Tensor, distributed, nn
 
 from stages.core.errors import StageError
 
-SELDOM = 16  # steps between two questions about the time: all processes wait for the answer, two milliseconds or so
+DECISION_INTERVAL = 16  # steps between two decisions of rank 0: all processes wait for its answer, about 2 ms
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process among those of the training; alone unless told otherwise."""
+    """This process's rank among the processes of a training; by default there is only one."""
 
     rank: int = 0
     world_size: int = 1
 
     @contextmanager
     def output_paths(self, *paths: Path) -> Iterator[list[Path]]:
-        """Where this process writes: the first to the paths, the others to places that nobody reads."""
+        """Where this process writes: rank 0 to the paths themselves, other ranks to a temporary folder."""
         if self.rank == 0:
             yield list(paths)
             return
         with tempfile.TemporaryDirectory() as folder:
             yield [Path(folder) / path.name for path in paths]
 
-    def wrap_ddp(self, network: nn.Module) -> Callable[[Tensor], Tensor]:
-        """The network, its gradients averaged over all processes as they are computed."""
-        if self.world_size == 1:
-            return network
-        return nn.parallel.DistributedDataParallel(network)
+    def wrap_ddp(self, network: nn.Module) -> nn.Module:
+        """The network, with gradients averaged over all processes during the backward pass."""
+        return network if self.world_size == 1 else nn.parallel.DistributedDataParallel(network)
 
     def all_reduce_sum(self, numbers: Tensor) -> Tensor:
         """The sum over all processes."""
@@ -51,83 +48,85 @@ class ProcessGroup:
             distributed.all_reduce(numbers)
         return numbers
 
-    def broadcast(self, thing: Any) -> Any:
-        """What the first process has."""
-        things = [thing]
+    def broadcast(self, value: Any) -> Any:
+        """The value that rank 0 has."""
+        values = [value]
         if self.world_size > 1:
-            distributed.broadcast_object_list(things)
-        return things[0]
+            distributed.broadcast_object_list(values)
+        return values[0]
 
-    def rank0_decides(self, clock: Callable[[], bool], step: int) -> bool:
-        """Whether the first process's clock says so: each has its own, and what only some do the others wait for."""
+    def rank0_decides(self, is_due: Callable[[], bool], step: int) -> bool:
+        """Whether `is_due` is true on rank 0: clocks differ, and all processes must do the same in the same step."""
         if self.world_size == 1:
-            return clock()
-        return (step + 1) % SELDOM == 0 and bool(self.broadcast(clock()))
+            return is_due()
+        return (step + 1) % DECISION_INTERVAL == 0 and bool(self.broadcast(is_due()))
 
     def sync_buffers(self, network: nn.Module) -> None:
-        """Give all processes the first one's running statistics; parameters are equal as it is."""
+        """Give all processes rank 0's running statistics; the parameters are always equal."""
         for buffer in network.buffers() if self.world_size > 1 else ():
             distributed.broadcast(buffer, 0)
 
 
-def launch_workers(module: str, arguments: dict[str, Any], processes: int) -> bool:
-    """Whether that many processes have done it, started here; not so if one is enough, or this is one of them."""
-    if processes == 1 or "RANK" in os.environ:
-        return False
+def is_worker() -> bool:
+    """Whether this process was started as one of several, by `launch_workers` or by torchrun."""
+    return "RANK" in os.environ
+
+
+def launch_workers(module: str, arguments: dict[str, Any], processes: int) -> None:
+    """Run the module with these arguments in several processes on this host, as torchrun does, until all have ended."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
     flags = [part for name, value in arguments.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    with socket.socket() as free, ExitStack() as stack:
-        free.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(processes)}
-        free.close()
-        running, errors = [], []
-        for rank in range(processes):
-            errors.append(stack.enter_context(tempfile.TemporaryFile("w+")))
-            place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            running.append(
-                subprocess.Popen(  # noqa: S603, this module again
-                    [sys.executable, "-m", module, *flags],
-                    env={**os.environ, **meeting, **place},
-                    stdout=subprocess.DEVNULL if rank else None,
-                    stderr=errors[rank] if rank else None,
-                )
-            )
-        wait(running, errors)
-    return True
-
-
-def wait(running: list[subprocess.Popen[bytes]], errors: list[Any]) -> None:
-    """Until all have ended, or one has ended badly: then the others would wait for it for ever."""
-    with ThreadPoolExecutor(len(running)) as threads:
-        ends = {threads.submit(process.wait): rank for rank, process in enumerate(running)}
+    launcher_log = logging.getLogger("torch.distributed.elastic")
+    launcher_log.addHandler(logging.NullHandler())
+    launcher_log.propagate = False  # a failure is reported below, in one line
+    with tempfile.TemporaryDirectory() as log_dir:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            run_id=module,
+            rdzv_backend="c10d",
+            rdzv_endpoint="127.0.0.1:0",
+            local_addr="127.0.0.1",
+            max_restarts=0,
+            logs_specs=DefaultLogsSpecs(log_dir, redirects=dict.fromkeys(range(1, processes), Std.ALL)),
+        )
         try:
-            for end in as_completed(ends):
-                if end.result():
-                    raise StageError(last_words(ends[end], len(running), end.result(), errors[ends[end]]))
-        finally:  # also of an interruption; the threads end with them
-            for process in running:
-                process.kill()
+            elastic_launch(config, sys.executable)("-m", module, *flags)
+        except ChildFailedError as error:
+            rank, failure = error.get_first_failure()
+            reason = last_error_line(Path(log_dir), rank)
+            raise StageError(f"process {rank} of {processes} ended with status {failure.exitcode}{reason}") from None
+        except SignalException as error:
+            if error.sigval == signal.SIGINT:
+                raise KeyboardInterrupt from None
+            sys.exit(128 + error.sigval)
 
 
-def last_words(rank: int, processes: int, status: int, error: Any) -> str:
-    said = ", see above"
-    if rank:
-        error.seek(0)
-        said = ": " + (error.read().strip().splitlines() or ["no word"])[-1]
-    return f"process {rank} of {processes} ended with status {status}{said}"
+def last_error_line(log_dir: Path, rank: int) -> str:
+    if rank == 0:  # its stderr is not redirected
+        return ", see above"
+    log = next(log_dir.glob(f"*/attempt_0/{rank}/stderr.log"))
+    return ": " + (log.read_text(errors="replace").strip().splitlines() or ["no error message"])[-1]
 
 
 @contextmanager
 def distributed_context(device: torch.device, processes: int) -> Iterator[ProcessGroup]:
-    """Meet the other processes, if the environment says that there are some."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world != processes:
-        raise StageError(f"train.processes is {processes}, but torchrun has started {world}; set the one to the other")
-    if world == 1:
+    """Join the process group that the environment variables describe; without them there is only this process."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size != processes:
+        raise StageError(
+            f"train.processes is {processes}, but torchrun has started {world_size}: set one to the other's value"
+        )
+    if world_size == 1:
         yield ProcessGroup()
         return
     distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
-        yield ProcessGroup(distributed.get_rank(), world)
+        yield ProcessGroup(distributed.get_rank(), world_size)
         distributed.barrier()
     finally:
         distributed.destroy_process_group()

@@ -1,6 +1,6 @@
-"""The trace of a training: a checksum of every tensor of the network each few steps.
+"""The network after every few steps in, a table of checksums of its tensors out.
 
-Where two trainings end with different bytes, their traces tell between which steps, and in which tensors, they part.
+Where two trainings end with different bytes, their traces show in which steps and tensors they begin to differ.
 """
 
 import zlib
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from stages.core.files import write_csv
 
-INTERVAL = 10  # steps between two rows: a row costs 0.1 ms for 100,000 parameters
-FINAL = "final"  # the step of the last row: the network as it is kept, calibrated and perhaps with former weights
+INTERVAL = 10  # steps between two rows: a row takes 0.1 ms for 100,000 parameters
+FINAL = "final"  # in the step column of the last row: the weights that were written, after keep: best and calibration
 
 
 class Trace:
@@ -19,15 +19,15 @@ class Trace:
         self.network, self.steps = network, steps
         self.rows: list[list[int | str]] = []
 
-    def record(self, done: int) -> None:
-        """Add the row of this many steps, if one is due: before the first step, every few steps, after the last."""
-        if done % INTERVAL == 0 or done == self.steps:
-            self.rows.append(self.row(done))
+    def record(self, step: int) -> None:
+        """Add a row after this number of steps if one is due: at the start, every INTERVAL steps and at the end."""
+        if step % INTERVAL == 0 or step == self.steps:
+            self.rows.append(self.make_row(step))
 
     def write(self, path: Path) -> None:
-        write_csv(path, ("step", *self.network.state_dict()), [*self.rows, self.row(FINAL)])
+        write_csv(path, ("step", *self.network.state_dict()), [*self.rows, self.make_row(FINAL)])
 
-    def row(self, step: int | str) -> list[int | str]:
+    def make_row(self, step: int | str) -> list[int | str]:
         return [step, *(checksum(tensor) for tensor in self.network.state_dict().values())]
 
 

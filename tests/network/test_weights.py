@@ -1,4 +1,4 @@
-"""The file of weights: all that is needed to use them, the same bytes for the same weights, refused when not ours."""
+"""The weights file: it describes its network, is the same for the same weights, and invalid files raise an error."""
 
 import json
 from pathlib import Path
@@ -29,43 +29,45 @@ def header() -> WeightsHeader:
         channels=3,
         classes=["Öl", "水"],
         dataset="own",
-        origin="here",
+        origin="local",
         preparation="resize",
         params={"seed": 0, "optimizer": "adamw", "learning_rate": 0.005, "shuffle": True},
     )
 
 
-def rewritten(path: Path, **changes: Any) -> None:
-    """The file again, with changes in its header."""
+def rewrite_header(path: Path, **changes: Any) -> None:
+    """Write the file again with changes in its header."""
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        content = json.loads(file.metadata()["lockstep"])
-    save_file(tensors, path, {"lockstep": json.dumps({**content, **changes})})
+        header = json.loads(file.metadata()["lockstep"])
+    save_file(tensors, path, {"lockstep": json.dumps({**header, **changes})})
 
 
-def test_weights_and_header_come_back_as_they_were_and_ready_to_use(
+def test_reading_gives_the_network_and_header_that_were_written(
     network: Classifier, header: WeightsHeader, tmp_path: Path
 ) -> None:
     images = torch.randint(0, 256, (4, 3, 20, 20), dtype=torch.uint8)
-    network(images)  # moves the running statistics
+    network(images)  # updates the running statistics
     write_weights(tmp_path / "w", network, header)
-    found, its_header = read_weights(tmp_path / "w")
-    assert its_header == header
-    assert not found.training
-    assert not found.body.training
-    assert found.state_dict().keys() == network.state_dict().keys()
-    assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in found.state_dict().items())
-    assert torch.equal(found(images), network.eval()(images))
+    loaded, loaded_header = read_weights(tmp_path / "w")
+    assert loaded_header == header
+    assert not loaded.training
+    assert not loaded.body.training
+    assert loaded.state_dict().keys() == network.state_dict().keys()
+    assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    assert torch.equal(loaded(images), network.eval()(images))
 
 
-def test_anyone_can_read_the_header(network: Classifier, header: WeightsHeader, tmp_path: Path) -> None:
+def test_the_header_is_readable_without_this_project(
+    network: Classifier, header: WeightsHeader, tmp_path: Path
+) -> None:
     write_weights(tmp_path / "w", network, header)
     with safe_open(tmp_path / "w", framework="np") as file:
         content = json.loads(file.metadata()["lockstep"])
     assert content["architecture"] == "compact"
     assert content["classes"] == ["Öl", "水"]
     assert content["params"]["optimizer"] == "adamw"
-    assert (content["size"], content["channels"], content["origin"]) == (20, 3, "here")
+    assert (content["size"], content["channels"], content["origin"]) == (20, 3, "local")
 
 
 def test_the_same_weights_give_the_same_bytes(network: Classifier, header: WeightsHeader, tmp_path: Path) -> None:
@@ -74,71 +76,75 @@ def test_the_same_weights_give_the_same_bytes(network: Classifier, header: Weigh
     assert (tmp_path / "one").read_bytes() == (tmp_path / "deep" / "two").read_bytes()
 
 
-def refused(path: Path, reason: str) -> None:
-    with pytest.raises(StageError, match=reason) as problem:
+def assert_unreadable(path: Path, reason: str) -> None:
+    with pytest.raises(StageError, match=reason) as error:
         read_weights(path)
-    assert "\n" not in str(problem.value)
-    assert str(path) in str(problem.value)
-    assert "dvc repro" in str(problem.value)
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+    assert "dvc repro" in str(error.value)
 
 
-def test_missing_weights_are_refused(tmp_path: Path) -> None:
-    refused(tmp_path / "w", "missing; run `dvc repro train`")
+def test_missing_weights_raise_an_error(tmp_path: Path) -> None:
+    assert_unreadable(tmp_path / "w", "missing; run `dvc repro train`")
 
 
 @pytest.mark.parametrize("left", [0, 4, 100, -1])
-def test_truncated_weights_are_refused(left: int, network: Classifier, header: WeightsHeader, tmp_path: Path) -> None:
+def test_truncated_weights_raise_an_error(
+    left: int, network: Classifier, header: WeightsHeader, tmp_path: Path
+) -> None:
     write_weights(tmp_path / "w", network, header)
     (tmp_path / "w").write_bytes((tmp_path / "w").read_bytes()[:left])
-    refused(tmp_path / "w", "not a whole safetensors file")
+    assert_unreadable(tmp_path / "w", "not a complete safetensors file")
 
 
-def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "w").write_text("these are my weights, honestly" * 10)
-    refused(tmp_path / "w", "not a whole safetensors file")
+def test_a_file_in_another_format_raises_an_error(tmp_path: Path) -> None:
+    (tmp_path / "w").write_text("not safetensors " * 10)
+    assert_unreadable(tmp_path / "w", "not a complete safetensors file")
 
 
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
-def test_foreign_safetensors_are_refused(metadata: dict[str, str] | None, tmp_path: Path) -> None:
+def test_safetensors_of_another_program_raise_an_error(metadata: dict[str, str] | None, tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(3)}, tmp_path / "w", metadata)
-    refused(tmp_path / "w", "has no header of ours")
+    assert_unreadable(tmp_path / "w", "was not written by the stage train")
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"architecture": "resnet"}, "its header's architecture 'resnet' is not known"),
-        ({"size": "large"}, "its header's size 'large'"),
-        ({"mood": "good"}, "its header's mood 'good'"),
-        ({"architecture": "reference_a"}, "its tensors are not those of 'reference_a'"),
-        ({"size": 28}, "its tensors are not those of 'compact'"),
-        ({"classes": ["a", "b", "c"]}, "its tensors are not those of 'compact'"),
-        ({"channels": 1}, "its tensors are not those of 'compact'"),
+        ({"architecture": "resnet"}, "invalid architecture 'resnet' in its header"),
+        ({"size": "large"}, "invalid size 'large' in its header"),
+        ({"unknown": "value"}, "invalid unknown 'value' in its header"),
+        ({"architecture": "reference_a"}, "its tensors do not match the architecture 'reference_a'"),
+        ({"size": 28}, "its tensors do not match the architecture 'compact'"),
+        ({"classes": ["a", "b", "c"]}, "its tensors do not match the architecture 'compact'"),
+        ({"channels": 1}, "its tensors do not match the architecture 'compact'"),
     ],
 )
-def test_a_header_that_does_not_go_with_the_tensors_is_refused(
+def test_a_header_that_does_not_match_the_tensors_raises_an_error(
     changes: dict[str, Any], reason: str, network: Classifier, header: WeightsHeader, tmp_path: Path
 ) -> None:
     write_weights(tmp_path / "w", network, header)
-    rewritten(tmp_path / "w", **changes)
-    refused(tmp_path / "w", reason)
+    rewrite_header(tmp_path / "w", **changes)
+    assert_unreadable(tmp_path / "w", reason)
 
 
-def test_a_header_that_is_no_json_is_refused(tmp_path: Path) -> None:
+def test_a_header_that_is_not_json_raises_an_error(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(3)}, tmp_path / "w", {"lockstep": "{"})
-    refused(tmp_path / "w", "header")
+    assert_unreadable(tmp_path / "w", "header")
 
 
-def test_parameters_are_counted_without_the_buffers() -> None:
+def test_the_parameter_count_excludes_buffers() -> None:
     assert parameter_count(torch.nn.BatchNorm2d(5)) == 10
 
 
-@pytest.mark.parametrize(("name", "value"), [("size", 28), ("channels", 1), ("classes", ["水", "Öl"])])
-def test_weights_for_other_data_do_not_fit(name: str, value: Any, header: WeightsHeader, made: Path) -> None:
+@pytest.mark.parametrize(("key", "value"), [("size", 28), ("channels", 1), ("classes", ["水", "Öl"])])
+def test_weights_that_were_trained_on_other_data_raise_an_error(
+    key: str, value: Any, header: WeightsHeader, made: Path
+) -> None:
     from stages.core.splits import read_splits_info
 
     known = header.model_dump(include={"size", "channels", "classes"})
-    about = read_splits_info(made / "splits").model_copy(update=known)
-    check_weights_fit(Path("w"), header, about)
-    with pytest.raises(StageError, match=f"trained for {name} .*but the splits have"):
-        check_weights_fit(Path("w"), header, about.model_copy(update={name: value}))
+    info = read_splits_info(made / "splits").model_copy(update=known)
+    check_weights_fit(Path("w"), header, info)
+    with pytest.raises(StageError, match=f"trained for {key} .*but the splits have"):
+        check_weights_fit(Path("w"), header, info.model_copy(update={key: value}))

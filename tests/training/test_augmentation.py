@@ -1,4 +1,4 @@
-"""Whole batches of images moved, turned and scaled; the edge goes on outwards."""
+"""Batches of images shifted, rotated and scaled; border pixels are repeated."""
 
 import pytest
 import torch
@@ -7,16 +7,16 @@ from torch import Generator, Tensor
 from stages.training.augmentation import random_affine, random_shift
 
 
-def chance(seed: int = 0) -> Generator:
+def make_generator(seed: int = 0) -> Generator:
     return Generator().manual_seed(seed)
 
 
-def noise(count: int = 64, channels: int = 1, height: int = 9, width: int = 11) -> Tensor:
-    return torch.randint(0, 256, (count, channels, height, width), dtype=torch.uint8, generator=chance(9))
+def random_images(count: int = 64, channels: int = 1, height: int = 9, width: int = 11) -> Tensor:
+    return torch.randint(0, 256, (count, channels, height, width), dtype=torch.uint8, generator=make_generator(9))
 
 
-def moved(images: Tensor, down: int, right: int) -> Tensor:
-    """All images moved by the same whole pixels, their edge repeated: by padding and cutting."""
+def shift_all(images: Tensor, down: int, right: int) -> Tensor:
+    """Shift all images by the same number of pixels: pad by repeating the border, then crop."""
     padded = torch.nn.functional.pad(images.float(), (9, 9, 9, 9), mode="replicate")
     height, width = images.shape[2:]
     return padded[:, :, 9 - down : 9 - down + height, 9 - right : 9 - right + width]
@@ -24,46 +24,46 @@ def moved(images: Tensor, down: int, right: int) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_shifting_keeps_the_shape_and_gives_floats(dtype: torch.dtype) -> None:
-    images = noise(channels=3).to(dtype)
-    result = random_shift(images, 2, chance())
+    images = random_images(channels=3).to(dtype)
+    result = random_shift(images, 2, make_generator())
     assert (result.dtype, result.shape) == (torch.float32, images.shape)
 
 
-def test_each_image_moves_by_whole_pixels_within_bounds_and_its_edge_goes_on() -> None:
-    images = noise(count=16 * 200, channels=3)  # in groups of 16
-    result = random_shift(images, 2, chance())
-    moves = [(down, right) for down in range(-2, 3) for right in range(-2, 3)]
-    same = torch.stack([(moved(images, *move) == result).all(3).all(2).all(1) for move in moves])
-    assert (same.sum(0) == 1).all()  # each image made just one of the moves
-    assert same.any(1).all()  # and each of the moves was made
+def test_each_image_is_shifted_by_whole_pixels_within_bounds_and_its_border_is_repeated() -> None:
+    images = random_images(count=16 * 200, channels=3)  # in groups of 16
+    result = random_shift(images, 2, make_generator())
+    shifts = [(down, right) for down in range(-2, 3) for right in range(-2, 3)]
+    matches = torch.stack([(shift_all(images, *shift) == result).all(3).all(2).all(1) for shift in shifts])
+    assert (matches.sum(0) == 1).all()  # each image was shifted in one way
+    assert matches.any(1).all()  # and each way occurs
 
 
-def test_a_shift_of_nothing_changes_nothing() -> None:
-    assert torch.equal(random_shift(noise(), 0, chance()), noise().float())
+def test_a_shift_of_zero_pixels_changes_nothing() -> None:
+    assert torch.equal(random_shift(random_images(), 0, make_generator()), random_images().float())
 
 
-def test_a_shift_wider_than_the_image_leaves_pixels_of_the_image() -> None:
+def test_a_shift_wider_than_the_image_repeats_border_pixels() -> None:
     images = torch.full((20, 1, 4, 4), 7, dtype=torch.uint8)
-    assert torch.equal(random_shift(images, 30, chance()), images.float())
+    assert torch.equal(random_shift(images, 30, make_generator()), images.float())
 
 
-def test_a_warp_by_nothing_changes_nothing() -> None:
-    images = noise(channels=3)
-    torch.testing.assert_close(random_affine(images, 0.0, 0.0, chance()), images.float(), atol=1e-2, rtol=0)
+def test_a_warp_of_zero_degrees_and_zoom_changes_nothing() -> None:
+    images = random_images(channels=3)
+    torch.testing.assert_close(random_affine(images, 0.0, 0.0, make_generator()), images.float(), atol=1e-2, rtol=0)
 
 
-def test_a_warp_stays_within_the_range_of_pixels_and_repeats_the_edge() -> None:
-    result = random_affine(noise(), 45.0, 0.3, chance())
+def test_a_warp_stays_within_the_range_of_pixels_and_repeats_the_border() -> None:
+    result = random_affine(random_images(), 45.0, 0.3, make_generator())
     assert result.min() >= 0
     assert result.max() <= 255.001
-    bright = torch.full((10, 1, 12, 12), 255, dtype=torch.uint8)  # a corner turned in from outside would be dark
-    torch.testing.assert_close(random_affine(bright, 45.0, 0.3, chance()), bright.float())
+    white = torch.full((10, 1, 12, 12), 255, dtype=torch.uint8)  # pixels from outside, if not repeated, would be dark
+    torch.testing.assert_close(random_affine(white, 45.0, 0.3, make_generator()), white.float())
 
 
-def test_a_turn_keeps_the_distance_from_the_middle_and_the_proportions() -> None:
+def test_a_rotation_keeps_the_distance_from_the_centre() -> None:
     images = torch.zeros(50, 1, 41, 41, dtype=torch.uint8)
-    images[:, :, 9:12, 19:22] = 255  # a spot 10 pixels above the middle
-    result = random_affine(images, 90.0, 0.0, chance())[:, 0]
+    images[:, :, 9:12, 19:22] = 255  # a spot 10 pixels above the centre
+    result = random_affine(images, 90.0, 0.0, make_generator())[:, 0]
     rows, columns = torch.meshgrid(torch.arange(41.0) - 20, torch.arange(41.0) - 20, indexing="ij")
     mass = result.sum((1, 2))
     down, right = (result * rows).sum((1, 2)) / mass, (result * columns).sum((1, 2)) / mass
@@ -72,19 +72,19 @@ def test_a_turn_keeps_the_distance_from_the_middle_and_the_proportions() -> None
     assert right.max() > 5
 
 
-def test_a_zoom_scales_about_the_middle_by_no_more_than_its_share() -> None:
+def test_a_zoom_scales_the_area_within_its_range() -> None:
     images = torch.zeros(50, 1, 40, 40, dtype=torch.uint8)
     images[:, :, 10:30, 10:30] = 255
-    areas = random_affine(images, 0.0, 0.2, chance()).sum((1, 2, 3)) / 255 / 400
+    areas = random_affine(images, 0.0, 0.2, make_generator()).sum((1, 2, 3)) / 255 / 400
     assert areas.min() > 0.8**2 - 0.02
     assert areas.max() < 1.2**2 + 0.02
     assert areas.max() - areas.min() > 0.4
 
 
 @pytest.mark.parametrize("change", [lambda i, g: random_shift(i, 2, g), lambda i, g: random_affine(i, 20.0, 0.1, g)])
-def test_the_generator_decides_it_all(change: object) -> None:
+def test_the_result_depends_on_the_generator_alone(change: object) -> None:
     torch.manual_seed(1)
-    first = change(noise(), chance(3))  # type: ignore[operator]
+    first = change(random_images(), make_generator(3))  # type: ignore[operator]
     torch.manual_seed(2)
-    assert torch.equal(change(noise(), chance(3)), first)  # type: ignore[operator]
-    assert not torch.equal(change(noise(), chance(4)), first)  # type: ignore[operator]
+    assert torch.equal(change(random_images(), make_generator(3)), first)  # type: ignore[operator]
+    assert not torch.equal(change(random_images(), make_generator(4)), first)  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""Two processes that learn together: as well as one, with the same weights, and an end when one of them dies."""
+"""Training by two processes: as accurate as by one, equal weights in both, and both end when one of them dies."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,10 @@ import pytest
 from conftest import ROOT, Params
 from toys import free_port, until
 
-from stages.core.errors import StageError
-from stages.training.distributed import launch_workers
-
 OUTPUTS = ("weights", "history", "trace", "report", "environment", "checkpoints")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-# Each process keeps what it would have written.
-APART = """
+# A train command in which every rank writes its outputs, into a folder named after the rank.
+TRAIN_WITH_ALL_OUTPUTS = """
 import os, sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,18 +36,18 @@ run_stage(train.train)
 """
 
 
-def flags(folder: Path, params: Path, splits: Path) -> list[str]:
+def train_flags(folder: Path, params: Path, splits: Path) -> list[str]:
     paths = {"params": params, "splits": splits, **{name: folder / name for name in OUTPUTS}}
     return [part for name, path in paths.items() for part in (f"--{name}", str(path))]
 
 
-def command(folder: Path, params: Path, splits: Path, *words: str) -> list[str]:
-    return [sys.executable, "-m", "stages.train", *flags(folder, params, splits), *words]
+def train_command(folder: Path, params: Path, splits: Path, *flags: str) -> list[str]:
+    return [sys.executable, "-m", "stages.train", *train_flags(folder, params, splits), *flags]
 
 
-def train(folder: Path, params: Path, splits: Path, *words: str) -> None:
-    """A training that hangs fails here, and leaves nobody."""
-    process = subprocess.Popen(command(folder, params, splits, *words), cwd=ROOT, env=ENVIRONMENT)
+def train(folder: Path, params: Path, splits: Path, *flags: str) -> None:
+    """Train in a subprocess, which is killed if it does not end."""
+    process = subprocess.Popen(train_command(folder, params, splits, *flags), cwd=ROOT, env=ENVIRONMENT)
     try:
         assert process.wait(300) == 0
     finally:
@@ -58,11 +55,11 @@ def train(folder: Path, params: Path, splits: Path, *words: str) -> None:
 
 
 @contextmanager
-def endless(folder: Path, params: Params, splits: Path) -> Iterator[subprocess.Popen[str]]:
-    """A training by two processes that has written its first row."""
-    forever = params({"train.processes": 2, "train.epochs": 10_000})
-    words = command(folder, forever, splits)
-    process = subprocess.Popen(words, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+def running_training(folder: Path, params: Params, splits: Path) -> Iterator[subprocess.Popen[str]]:
+    """A training by two processes that does not end by itself and has written its first row."""
+    endless_params = params({"train.processes": 2, "train.epochs": 10_000})
+    command = train_command(folder, endless_params, splits)
+    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     try:
         until(lambda: (folder / "history").exists() and (folder / "history").read_text().count("\n") > 0, 120)
         yield process
@@ -70,139 +67,160 @@ def endless(folder: Path, params: Params, splits: Path) -> Iterator[subprocess.P
         process.kill()
 
 
-def report(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "report").read_text())
-    return found
+def read_report(folder: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((folder / "report").read_text())
+    return report
 
 
-@pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
-    """A program that `python -m` finds here; its name."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("RANK", raising=False)
+def launch(folder: Path, program: str, processes: int) -> subprocess.CompletedProcess[str]:
+    """Run launch_workers with a module of this text, in a process of its own."""
+    (folder / "program.py").write_text(f"import os, sys, time\nrank = os.environ['RANK']\n{program}\n")
+    script = f"""
+from stages.core.errors import StageError
+from stages.training.distributed import launch_workers
+try:
+    launch_workers("program", {{"some_path": "folder"}}, {processes})
+except StageError as error:
+    print("StageError:", error)
+"""
+    environment = {name: value for name, value in ENVIRONMENT.items() if name != "RANK"}
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=folder,
+        env={**environment, "PYTHONPATH": str(ROOT)},
+        timeout=60,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
 
-    def make(text: str) -> str:
-        (tmp_path / "program.py").write_text(f"import os, sys, time\nrank = os.environ['RANK']\n{text}\n")
-        return "program"
 
-    return make
-
-
-def test_each_process_is_told_what_the_first_was_told_and_its_place(
-    module: Callable[[str], str], tmp_path: Path
-) -> None:
-    name = module("open(rank, 'w').write(' '.join([*sys.argv[1:], os.environ['WORLD_SIZE']]))")
-    assert not launch_workers(name, {}, 1)
-    assert not (tmp_path / "0").exists()
-    assert launch_workers(name, {"some_path": Path("here")}, 3)
-    assert [(tmp_path / str(rank)).read_text() for rank in range(3)] == ["--some-path here 3"] * 3
+def test_each_process_gets_the_same_flags_and_its_own_rank(tmp_path: Path) -> None:
+    program = "print(rank); open(rank, 'w').write(' '.join([*sys.argv[1:], os.environ['WORLD_SIZE']]))"
+    completed = launch(tmp_path, program, 3)
+    assert [(tmp_path / str(rank)).read_text() for rank in range(3)] == ["--some-path folder 3"] * 3
+    assert (completed.stdout, completed.stderr) == ("0\n", ""), "rank 0 alone prints, the launcher does not"
 
 
-@pytest.mark.parametrize(("rank", "said"), [("1", ": out of paper"), ("0", ", see above")])
-def test_one_that_ends_badly_is_named_with_its_last_words(
-    rank: str, said: str, module: Callable[[str], str], tmp_path: Path
-) -> None:
-    name = module(f"sys.exit('a warning\\nout of paper') if rank == '{rank}' else time.sleep(100)")
-    with pytest.raises(StageError) as caught:  # at once: the other one does not end by itself
-        launch_workers(name, {}, 2)
-    assert str(caught.value) == f"process {rank} of 2 ended with status 1{said}"
+@pytest.mark.parametrize(("rank", "reason"), [("1", ": out of paper"), ("0", ", see above")])
+def test_a_process_that_fails_is_named_with_its_last_error_line(rank: str, reason: str, tmp_path: Path) -> None:
+    # The other process would run for longer than the test may take.
+    program = f"sys.exit('a warning\\nout of paper') if rank == '{rank}' else time.sleep(100)"
+    completed = launch(tmp_path, program, 2)
+    assert completed.stdout == f"StageError: process {rank} of 2 ended with status 1{reason}\n"
+    assert completed.stderr == ("" if rank == "1" else "a warning\nout of paper\n")
 
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_two_processes_learn_as_well_as_one_and_give_the_same_bytes_again(
+def test_two_processes_are_as_accurate_as_one_and_give_the_same_bytes_again(
     made: Path, tmp_path: Path, params: Params
 ) -> None:
-    train(tmp_path / "alone", params({"train.shift": 1}), made / "splits")
-    together = params({"train.shift": 1, "train.processes": 2})
-    for folder in ("once", "twice"):
-        train(tmp_path / folder, together, made / "splits")
-    alone, once = report(tmp_path / "alone"), report(tmp_path / "once")
-    assert (once["step"], once["epoch"]) == (alone["step"], alone["epoch"])
-    assert once["accuracy"] > alone["accuracy"] - 0.03
-    assert once["validation"]["accuracy"] > alone["validation"]["accuracy"] - 0.05
-    names = sorted(path.name for path in (tmp_path / "once").iterdir())
-    assert names == sorted(OUTPUTS)
+    train(tmp_path / "single", params({"train.shift": 1}), made / "splits")
+    two_processes = params({"train.shift": 1, "train.processes": 2})
+    for folder in ("first", "second"):
+        train(tmp_path / folder, two_processes, made / "splits")
+    single, first = read_report(tmp_path / "single"), read_report(tmp_path / "first")
+    assert (first["step"], first["epoch"]) == (single["step"], single["epoch"])
+    assert first["accuracy"] > single["accuracy"] - 0.03
+    assert first["validation"]["accuracy"] > single["validation"]["accuracy"] - 0.05
+    assert sorted(path.name for path in (tmp_path / "first").iterdir()) == sorted(OUTPUTS)
     for name in ("weights", "history", "report"):
-        assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "twice" / name).read_bytes()
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_all_processes_end_with_the_same_weights_also_when_another_program_starts_them(
+def test_processes_that_another_program_starts_end_with_equal_weights(
     made: Path, tmp_path: Path, params: Params
 ) -> None:
-    together = params({"train.processes": 2, "train.shift": 1, "train.model": "compact", "train.width": 4})
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    running = [
+    choices = params({"train.processes": 2, "train.shift": 1, "train.model": "compact", "train.width": 4})
+    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    processes = [
         subprocess.Popen(
-            [sys.executable, "-c", APART, *flags(tmp_path, together, made / "splits")],
+            [sys.executable, "-c", TRAIN_WITH_ALL_OUTPUTS, *train_flags(tmp_path, choices, made / "splits")],
             cwd=ROOT,
-            env={**ENVIRONMENT, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**ENVIRONMENT, **rendezvous, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(2)
     ]
-    assert [process.wait(300) for process in running] == [0, 0]
-    for name in ("weights", "history", "report"):  # the history counts what both saw
+    assert [process.wait(300) for process in processes] == [0, 0]
+    for name in ("weights", "history", "report"):  # the history has the sums over both processes
         assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "1" / name).read_bytes()
 
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_two_processes_whose_clocks_differ_save_at_the_same_steps_and_go_on_from_there(
+def test_torchrun_starts_the_stage_too(made: Path, tmp_path: Path, params: Params) -> None:
+    choices = params({"train.processes": 2, "train.epochs": 1})
+    train(tmp_path / "stage", choices, made / "splits")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    command = [*torchrun, "stages.train", *train_flags(tmp_path / "torchrun", choices, made / "splits")]
+    subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, timeout=300, check=True)
+    weights = [(tmp_path / folder / "weights").read_bytes() for folder in ("stage", "torchrun")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_two_processes_save_a_checkpoint_at_the_same_step_and_resume_from_it(
     made: Path, tmp_path: Path, params: Params
 ) -> None:
-    together = params({"train.processes": 2, "train.epochs": 30})
-    train(tmp_path / "often", together, made / "splits", "--checkpoint-seconds", "0.02")
+    two_processes = params({"train.processes": 2, "train.epochs": 30})
+    train(tmp_path / "uninterrupted", two_processes, made / "splits", "--checkpoint-seconds", "0.02")
     killed = tmp_path / "killed"
-    words = command(killed, together, made / "splits", "--checkpoint-seconds", "0")
-    process = subprocess.Popen(words, cwd=ROOT, env=ENVIRONMENT)
+    command = train_command(killed, two_processes, made / "splits", "--checkpoint-seconds", "0")
+    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT)
     until(lambda: list(killed.glob("checkpoints/*.pt")), 120)
-    everyone = [*psutil.Process(process.pid).children(), process]
-    for one in everyone:
-        one.kill()
-    psutil.wait_procs(everyone[:-1], 10)
+    workers = psutil.Process(process.pid).children()
+    process.kill()
     process.wait()
+    psutil.wait_procs(workers, 10)
     assert not (killed / "weights").exists()
-    train(killed, together, made / "splits")
+    train(killed, two_processes, made / "splits")
     for name in ("weights", "history", "report"):
-        assert (killed / name).read_bytes() == (tmp_path / "often" / name).read_bytes()
+        assert (killed / name).read_bytes() == (tmp_path / "uninterrupted" / name).read_bytes()
 
 
 def assert_ended(processes: list[psutil.Process]) -> None:
     time.sleep(0.5)
-    assert not [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    assert not [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_when_one_process_dies_the_training_ends_and_says_so(made: Path, tmp_path: Path, params: Params) -> None:
-    with endless(tmp_path, params, made / "splits") as process:
-        children = psutil.Process(process.pid).children()
-        assert len(children) == 2
-        os.kill(children[1].pid, signal.SIGKILL)
+def test_when_one_process_dies_the_training_ends_with_one_line(made: Path, tmp_path: Path, params: Params) -> None:
+    with running_training(tmp_path, params, made / "splits") as process:
+        workers = sorted(psutil.Process(process.pid).children(), key=lambda worker: int(worker.environ()["RANK"]))
+        assert len(workers) == 2
+        os.kill(workers[1].pid, signal.SIGKILL)
         error = process.communicate(timeout=60)[1]
     assert process.returncode == 1
-    assert f"ended with status {-signal.SIGKILL}" in error
-    assert "Traceback" not in error.splitlines()[-1]
-    assert_ended(children)
+    assert error.splitlines()[-1].startswith(f"train: process 1 of 2 ended with status {-signal.SIGKILL}: ")
+    assert_ended(workers)
 
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_an_interruption_of_the_first_process_alone_ends_all(made: Path, tmp_path: Path, params: Params) -> None:
-    with endless(tmp_path, params, made / "splits") as process:
-        children = psutil.Process(process.pid).children()
-        process.send_signal(signal.SIGINT)
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_when_the_launcher_is_stopped_all_processes_end(
+    number: signal.Signals, status: int, made: Path, tmp_path: Path, params: Params
+) -> None:
+    with running_training(tmp_path, params, made / "splits") as process:
+        workers = psutil.Process(process.pid).children()
+        process.send_signal(number)
         error = process.communicate(timeout=60)[1]
-    assert process.returncode == 130
-    assert error.splitlines()[-1] == "train: interrupted"
-    assert_ended(children)
+    assert process.returncode == status
+    if number == signal.SIGINT:
+        assert error.splitlines()[-1] == "train: interrupted"
+    assert_ended(workers)
 
 
-def test_torchrun_must_start_as_many_as_the_params_say(made: Path, tmp_path: Path, params: Params) -> None:
+def test_torchrun_must_start_as_many_processes_as_the_params_say(made: Path, tmp_path: Path, params: Params) -> None:
     env = {**ENVIRONMENT, "RANK": "0", "WORLD_SIZE": "2"}
-    words = command(tmp_path, params(), made / "splits")
-    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr == ("train: train.processes is 1, but torchrun has started 2; set the one to the other\n")
+    command = train_command(tmp_path, params(), made / "splits")
+    completed = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert completed.returncode == 1
+    assert completed.stderr == (
+        "train: train.processes is 1, but torchrun has started 2: set one to the other's value\n"
+    )
