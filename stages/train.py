@@ -125,12 +125,11 @@ def train(
 
 def check_splits(section: Train, info: SplitsInfo) -> None:
     if not info.counts["train"]:
-        raise StageError("the training split is empty: lower preprocess.validation")
+        raise StageError("the training split is empty: lower preprocess.validation_fraction")
     for param, alternative in (("monitor", "none"), ("calibrate", "train or none")):
         if getattr(section, param) == "validation" and not info.counts["validation"]:
-            raise StageError(
-                f"train.{param}: the validation split is empty: raise preprocess.validation, or set it to {alternative}"
-            )
+            remedy = f"raise preprocess.validation_fraction, or set it to {alternative}"
+            raise StageError(f"train.{param}: the validation split is empty: {remedy}")
 
 
 def load_split(splits: Path, split: Split, device: torch.device) -> tuple[Tensor, Tensor]:

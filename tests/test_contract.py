@@ -25,7 +25,7 @@ EXPERIMENTS = YAML(typ="safe", pure=True).load(ROOT / "experiments.yaml")
 STAGES = list(PIPELINE["stages"])
 UNTRACKED_FLAGS = {
     "--checkpoints",
-    "--measured",
+    "--measurements",
 }  # their files belong to this machine: neither deps nor outs, and ignored by git
 PIPELINE_FILES = sorted([*(ROOT / "stages").rglob("*.py"), *(ROOT / "flows").rglob("*.py")])
 CONSUMER_FILES = sorted((ROOT / "lockstep").rglob("*.py"))
