@@ -155,7 +155,7 @@ def settings(name: str) -> Any:
     if name in PUBLISHED:
         return PUBLISHED[name].epochs
     params = overridden(name)
-    arithmetic, validation = params["machine"]["arithmetic"], params["preprocess"]["validation"]
+    arithmetic, validation = params["machine"]["arithmetic"], params["preprocess"]["validation_fraction"]
     return {"train": params["train"] | {"seed": None}, "validation": validation, "arithmetic": arithmetic}
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,11 +34,10 @@ from stages.sources.decoding import resize_image
 class Preprocess(Section):
     size: int = Field(ge=4, le=1024)
     channels: Literal[1, 3]
-    validation: float = Field(ge=0, lt=1)
-    test: float = Field(
-        gt=0, lt=1, description="share that is held out to test, of data published without a test split"
-    )
+    validation_fraction: float = Field(ge=0, lt=1)
+    test_fraction: float = Field(gt=0, lt=1)
     seed: int = Field(ge=0)
+    renamed: ClassVar[dict[str, str]] = {"validation": "validation_fraction", "test": "test_fraction"}
 
 
 def preprocess(*, params: Path, raw: Path, splits: Path, samples: Path) -> None:
@@ -48,8 +47,8 @@ def preprocess(*, params: Path, raw: Path, splits: Path, samples: Path) -> None:
     classes: list[str] = source["classes"]
     train, test = split_test(data, section)
     check_labels(train, classes, "training")
-    check_labels(test, classes, "test" if data.test else "held-out test (preprocess.test)")
-    carved = stratified_mask(train.labels, section.validation, section.seed)
+    check_labels(test, classes, "test" if data.test else "held-out test (preprocess.test_fraction)")
+    carved = stratified_mask(train.labels, section.validation_fraction, section.seed)
     check_left(train.labels[~carved], classes)
     with atomic_write(splits) as beside:
         beside.mkdir()
@@ -67,7 +66,7 @@ def split_test(data: RawData, section: Preprocess) -> tuple[LabelledImages, Labe
     """The training and test data as published, or a seeded, stratified split of data that has none."""
     if data.test is not None:
         return data.train, data.test
-    taken = stratified_mask(data.train.labels, section.test, section.seed)
+    taken = stratified_mask(data.train.labels, section.test_fraction, section.seed)
     return subset(data.train, ~taken), subset(data.train, taken)
 
 
@@ -99,7 +98,7 @@ def check_labels(part: LabelledImages, classes: list[str], name: str) -> None:
 
 def check_left(labels: NDArray[Any], classes: list[str]) -> None:
     if empty := missing(labels, classes):
-        raise StageError(f"no training image of the class {empty} is left: lower preprocess.validation")
+        raise StageError(f"no training image of the class {empty} is left: lower preprocess.validation_fraction")
 
 
 def missing(labels: NDArray[Any], classes: list[str]) -> str:

@@ -27,7 +27,7 @@ QUICK: dict[str, Any] = {
     "download.dataset": "mnist",
     "machine.device": "cpu",
     "machine.threads": 1,
-    "preprocess.validation": 0.1,
+    "preprocess.validation_fraction": 0.1,
     "train.model": "reference_e",
     "train.stem": "learned",
     "train.optimizer": "adamw",

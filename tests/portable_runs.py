@@ -48,7 +48,7 @@ EXPERIMENTS = YAML(typ="safe", pure=True).load(ROOT / "experiments.yaml")
 RECIPE = {f"train.{key}": value for key, value in COMMITTED["train"].items()} | {
     "machine.threads": 2,
     "machine.arithmetic": "portable",
-    "preprocess.validation": 0.1,
+    "preprocess.validation_fraction": 0.1,
     "evaluate.min_accuracy": 0.0,
     "evaluate.tsne_images": 60,
 }

@@ -123,7 +123,7 @@ def learn_handwriting(folder: Path) -> Path:
     source = {"dataset": "mnist", "origin": "made", "preparation": "mnist", "classes": list("0123456789"), "files": {}}
     (raw / "source.json").write_text(json.dumps(source))
     recipe = {
-        "preprocess.validation": 0.0,
+        "preprocess.validation_fraction": 0.0,
         "train.monitor": "none",
         "train.calibrate": "none",
         "train.model": "compact",

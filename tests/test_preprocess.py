@@ -69,7 +69,7 @@ def test_mnists_form_becomes_three_splits_of_whole_images(raw: Path, make: Make)
 
 
 def test_the_embedded_digits_get_a_stratified_test_split(digits: Path, make: Make) -> None:
-    splits = make(digits, test=0.2)
+    splits = make(digits, test_fraction=0.2)
     said = about(splits)
     assert (said["dataset"], said["preparation"], said["size"]) == ("digits", "mnist", 28)
     assert sum(said["counts"].values()) == 1797
@@ -99,7 +99,7 @@ def test_the_seed_alone_chooses_the_validation_images(raw: Path, make: Make, tmp
 
 
 def test_a_validation_share_of_0_gives_an_empty_split(raw: Path, make: Make) -> None:
-    splits = make(raw, validation=0)
+    splits = make(raw, validation_fraction=0)
     assert opened(splits, "train-images").shape[0] == 600
     assert np.load(splits / "validation-images.npy").shape == (0, 1, 28, 28)
     assert np.load(splits / "validation-labels.npy").shape == (0,)

@@ -1,8 +1,8 @@
-"""params.yaml in, one checked section out: a wrong key, type or value is one line that names the key."""
+"""params.yaml in, one validated section out: a wrong key, type or value becomes one line that names the key."""
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import pydantic
 from ruamel.yaml import YAML
@@ -12,25 +12,26 @@ from stages.core.errors import StageError
 
 
 class Section(pydantic.BaseModel):
-    """What each section of params.yaml is: frozen, without defaults, unknown keys forbidden."""
+    """Base class of the sections of params.yaml: frozen, without defaults, unknown keys forbidden."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    renamed: ClassVar[dict[str, str]] = {}  # former name of a param: its name now
 
 
-T = TypeVar("T", bound=Section)
+SectionT = TypeVar("SectionT", bound=Section)
 sections_read: dict[tuple[Path, str], Any] = {}  # by file and section: its content when it was read
 
 
 class Machine(Section):
-    """The section that stages share. `threads` governs torch, OpenMP, BLAS and ONNX Runtime."""
+    """The section that stages share. `threads` applies to torch, OpenMP, BLAS and ONNX Runtime."""
 
     arithmetic: Literal["portable", "native"]
     device: Literal["auto", "cpu", "cuda", "mps"]
     threads: int = pydantic.Field(ge=1, le=1024)
 
 
-def read_section(path: Path, name: str, section: type[T]) -> T:
-    """The section `name` of the file, once the names of all sections are known to be right."""
+def read_section(path: Path, name: str, section: type[SectionT]) -> SectionT:
+    """Validate the section `name` of the file. An unknown section anywhere in the file is an error too."""
     content = load_params(path)
     known = sorted({*stage_names(), "machine"})
     for key in content:
@@ -42,15 +43,12 @@ def read_section(path: Path, name: str, section: type[T]) -> T:
     try:
         return section.model_validate(content[name])
     except pydantic.ValidationError as error:
-        wrongs = error.errors()
-        unknown = [wrong for wrong in wrongs if wrong["type"] == "extra_forbidden"]  # else a typo is named twice
-        raise StageError(
-            "; ".join(f"{path}: {describe_error(name, section, wrong)}" for wrong in unknown or wrongs)
-        ) from None
+        messages = describe_errors(name, section, error.errors())
+        raise StageError("; ".join(f"{path}: {message}" for message in messages)) from None
 
 
 def changed_params() -> list[str]:
-    """The params that this process has read and that are not what they were."""
+    """The params that this process has read and whose value in the file has changed since."""
     changed, missing = [], object()
     for (path, name), before in sections_read.items():
         now = load_params(path).get(name)
@@ -72,22 +70,28 @@ def load_params(path: Path) -> dict[str, Any]:
 
 
 def stage_names() -> list[str]:
-    """A stage is a module of stages/; its section has the same name."""
-    return [module.stem for module in Path(__file__).parent.parent.glob("*.py") if not module.stem.startswith("__")]
+    """The modules of stages/. The section of a stage, if it has params, has the same name."""
+    modules = Path(__file__).parent.parent.glob("*.py")
+    return sorted(module.stem for module in modules if not module.stem.startswith("__"))
 
 
-def describe_error(name: str, section: type[Section], wrong: Any) -> str:
-    keys = [str(key) for key in wrong["loc"]]
-    where = ".".join([name, *keys])
-    if wrong["type"] == "extra_forbidden":
-        return f"unknown param {where}{suggest(keys[-1], list(section.model_fields))}"
-    if wrong["type"] == "missing":
-        return f"the param {where} is missing"
-    given = wrong["input"]
-    message = wrong["msg"].removeprefix("Value error, ")
-    return f"{where}: {message[0].lower()}{message[1:]}" + ("" if isinstance(given, dict) else f", not {given!r}")
+def describe_errors(name: str, section: type[Section], errors: list[Any]) -> list[str]:
+    """One message for each error. An unknown key hides the other errors: often it is also why a key is missing."""
+    unknown = [error["loc"][-1] for error in errors if error["type"] == "extra_forbidden"]
+    if renamed := [key for key in unknown if key in section.renamed]:
+        return [f"{name}.{key} is now called {name}.{section.renamed[key]}: rename it" for key in renamed]
+    if unknown:
+        return [f"unknown param {name}.{key}{suggest(key, list(section.model_fields))}" for key in unknown]
+    return [describe_error(".".join([name, *map(str, error["loc"])]), error) for error in errors]
+
+
+def describe_error(param: str, error: Any) -> str:
+    if error["type"] == "missing":
+        return f"the param {param} is missing"
+    value, message = error["input"], error["msg"].removeprefix("Value error, ")
+    return f"{param}: {message[0].lower()}{message[1:]}" + ("" if isinstance(value, dict) else f", not {value!r}")
 
 
 def suggest(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {near[0]!r}?)" if near else f" (known: {', '.join(known)})"
+    matches = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {matches[0]!r}?)" if matches else f" (known: {', '.join(known)})"

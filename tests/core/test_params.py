@@ -10,7 +10,7 @@ from stages.core.params import Machine, load_params, read_section, stage_names
 from stages.preprocess import Preprocess
 
 MACHINE = "machine: {device: cpu, threads: 1}"
-PREPROCESS = "preprocess: {size: 28, channels: 1, validation: 0.05, test: 0.2, seed: 0}"
+PREPROCESS = "preprocess: {size: 28, channels: 1, validation_fraction: 0.05, test_fraction: 0.2, seed: 0}"
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -21,7 +21,7 @@ def written(tmp_path: Path, text: str) -> Path:
 
 def test_a_section_is_read_and_frozen(tmp_path: Path) -> None:
     section = read_section(written(tmp_path, f"{MACHINE}\n{PREPROCESS}"), "preprocess", Preprocess)
-    assert (section.size, section.validation) == (28, 0.05)
+    assert (section.size, section.validation_fraction) == (28, 0.05)
     with pytest.raises(ValueError, match="frozen"):
         section.size = 14  # type: ignore[misc]
 
@@ -33,12 +33,19 @@ def test_a_section_is_read_and_frozen(tmp_path: Path) -> None:
         (f"{PREPROCESS}\nzebra: 1", "unknown section 'zebra' (known: download, evaluate, export_onnx, machine, "),
         (PREPROCESS.replace("size", "sise"), "unknown param preprocess.sise (did you mean 'size'?)"),
         (PREPROCESS.replace("}", ", zebra: 1}"), "unknown param preprocess.zebra (known: size, channels, "),
+        (
+            PREPROCESS.replace("validation_fraction", "validation").replace("28", "3"),
+            "preprocess.validation is now called preprocess.validation_fraction: rename it",
+        ),
         (PREPROCESS.replace("28", "'28'"), "preprocess.size: input should be a valid integer, not '28'"),
         (PREPROCESS.replace("28", "true"), "preprocess.size: input should be a valid integer, not True"),
         (PREPROCESS.replace("28", "28.5"), "preprocess.size: input should be a valid integer"),
         (PREPROCESS.replace("28", "3"), "preprocess.size: input should be greater than or equal to 4, not 3"),
-        (PREPROCESS.replace("0.05", "1"), "preprocess.validation: input should be less than 1, not 1"),
-        (PREPROCESS.replace("0.05", ".nan"), "preprocess.validation: input should be a finite number, not nan"),
+        (PREPROCESS.replace("0.05", "1"), "preprocess.validation_fraction: input should be less than 1, not 1"),
+        (
+            PREPROCESS.replace("0.05", ".nan"),
+            "preprocess.validation_fraction: input should be a finite number, not nan",
+        ),
         (PREPROCESS.replace("channels: 1", "channels: 2"), "preprocess.channels: input should be 1 or 3, not 2"),
         (PREPROCESS.replace("size: 28, ", ""), "the param preprocess.size is missing"),
         (MACHINE, "the section 'preprocess' is missing"),
@@ -65,6 +72,16 @@ def test_several_wrong_keys_are_all_named(tmp_path: Path) -> None:
         read_section(path, "machine", Machine)
 
 
+def test_each_renamed_param_is_named_with_its_new_name_and_nothing_else_is(tmp_path: Path) -> None:
+    path = written(tmp_path, PREPROCESS.replace("_fraction", ""))
+    with pytest.raises(StageError) as caught:
+        read_section(path, "preprocess", Preprocess)
+    assert str(caught.value) == (
+        f"{path}: preprocess.validation is now called preprocess.validation_fraction: rename it; "
+        f"{path}: preprocess.test is now called preprocess.test_fraction: rename it"
+    )
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"none\.yaml: there is no such params file"):
         load_params(tmp_path / "none.yaml")
@@ -79,8 +96,8 @@ def test_a_file_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("text", "number"), [("1e-3", 0.001), ("0", 0.0), (".25", 0.25), ("5.0e-2", 0.05)])
 def test_numbers_may_be_written_as_people_write_them(text: str, number: float, tmp_path: Path) -> None:
     path = written(tmp_path, PREPROCESS.replace("0.05", text))
-    assert read_section(path, "preprocess", Preprocess).validation == number
+    assert read_section(path, "preprocess", Preprocess).validation_fraction == number
 
 
-def test_the_sections_are_those_of_the_stages_and_the_machine() -> None:
-    assert {*stage_names(), "machine"} == set(load_params(ROOT / "params.yaml"))
+def test_a_section_is_that_of_a_stage_or_of_the_machine() -> None:
+    assert set(load_params(ROOT / "params.yaml")) <= {*stage_names(), "machine"}

@@ -47,7 +47,8 @@ def source(raw: Path) -> dict[str, object]:
 def counts(params: Params, raw: Path, tmp_path: Path) -> dict[str, list[int]]:
     """The number of images of each class in each split, as preprocess finds them."""
     splits = tmp_path / "splits"
-    changes = {"download.dataset": "own", "preprocess.size": 8, "preprocess.validation": 0.2, "preprocess.test": 1 / 3}
+    changes = {"size": 8, "validation_fraction": 0.2, "test_fraction": 1 / 3}
+    changes = {f"preprocess.{key}": value for key, value in changes.items()}
     preprocess(params=params(changes), raw=raw, splits=splits, samples=tmp_path / "samples.png")
     return dict(json.loads((splits / "about.json").read_text())["counts_by_class"])
 
@@ -175,7 +176,7 @@ def test_preprocess_names_the_class_with_too_few_images(
     add(own, *(f"cat/{number}.png" for number in range(9)), "dog/1.png")
     with pytest.raises(
         StageError,
-        match=r"no image of the class dog among the 3 held-out test \(preprocess\.test\) images; add some, or remove",
+        match=r"no image of the class dog among the 3 held-out test \(preprocess\.test_fraction\) images",
     ):
         counts(params, fetch(), tmp_path)
 
@@ -185,7 +186,7 @@ def test_preprocess_names_the_classes_that_validation_would_empty(
 ) -> None:
     add(own, *(f"{split}/{name}/1.png" for split in ("train", "test") for name in range(8)))
     with pytest.raises(
-        StageError, match=r"no training image of the class \d, \d is left: lower preprocess\.validation"
+        StageError, match=r"no training image of the class \d, \d is left: lower preprocess\.validation_fraction"
     ):
         counts(params, fetch(), tmp_path)
     assert not (tmp_path / "splits").exists()
