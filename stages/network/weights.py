@@ -1,6 +1,5 @@
 """The file of trained weights: safetensors, with a header that says all that is needed to use them."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from safetensors.torch import save
 
 from stages.core.errors import StageError
 from stages.core.files import atomic_write
+from stages.core.files import file_sha256 as file_sha256  # re-exported
 from stages.core.splits import SplitsInfo
 from stages.network.models import Classifier, ModelName, build_model
 
@@ -82,14 +82,6 @@ def check_weights_fit(path: Path, header: WeightsHeader, about: SplitsInfo) -> N
         ours, theirs = getattr(header, key), getattr(about, key)
         if ours != theirs:
             raise StageError(f"{path}: trained for {key} {ours}, but the splits have {theirs}; run `dvc repro train`")
-
-
-def file_sha256(path: Path) -> str:
-    """Empty for a file that is missing: whoever reads it says what to do."""
-    if not path.exists():
-        return ""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def short_hash(weights: Path) -> str:
