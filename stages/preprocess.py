@@ -80,8 +80,7 @@ def split_images(data: RawData, classes: list[str], section: Preprocess) -> list
     validation = np.zeros(len(labels), np.bool_)
     validation[~test] = stratified_mask(labels[~test], section.validation_fraction, section.seed)
     train = ~test & ~validation
-    if missing := missing_classes(labels[train], classes):
-        raise StageError(f"no training image of the class {missing} is left: lower preprocess.validation_fraction")
+    check_classes(labels[train], classes, "remaining training", "lower preprocess.validation_fraction")
     masks: Masks = {"train": train, "validation": validation}
     if data.test:
         return [(data.train, masks), (data.test, {"test": np.ones(len(data.test.labels), np.bool_)})]
@@ -94,16 +93,12 @@ def check_labels(images: LabelledImages, classes: list[str]) -> None:
         raise StageError(f"{place}: its label {label} is no class; the labels go from 0 to {len(classes) - 1}")
 
 
-def check_classes(labels: NDArray[Any], classes: list[str], name: str) -> None:
-    if missing := missing_classes(labels, classes):
-        raise StageError(
-            f"no image of the class {missing} among the {len(labels)} {name} images; add some, or remove the class"
-        )
-
-
-def missing_classes(labels: NDArray[Any], classes: list[str]) -> str:
+def check_classes(
+    labels: NDArray[Any], classes: list[str], name: str, advice: str = "add some, or remove the class"
+) -> None:
     counts = np.bincount(labels, minlength=len(classes))
-    return ", ".join(classes[label] for label in np.flatnonzero(counts == 0))
+    if missing := ", ".join(classes[label] for label in np.flatnonzero(counts == 0)):
+        raise StageError(f"no image of the class {missing} among the {len(labels)} {name} images; {advice}")
 
 
 def write_splits(folder: Path, images: LabelledImages, masks: Masks, section: Preprocess) -> None:

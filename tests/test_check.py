@@ -12,9 +12,9 @@ from stages.core.params import stage_names
 
 def check(params: Path, *names: str, folder: Path = ROOT) -> tuple[int, list[str]]:
     command = [sys.executable, "-m", "stages", "--params", str(params), *names]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.stdout == ""
-    return done.returncode, done.stderr.replace(f"{params}: ", "").splitlines()
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert result.stdout == ""
+    return result.returncode, result.stderr.replace(f"{params}: ", "").splitlines()
 
 
 def test_a_valid_file_prints_nothing() -> None:
@@ -61,8 +61,8 @@ def test_a_stage_without_params_needs_no_section(tmp_path: Path) -> None:
     assert check(file, folder=tmp_path) == (0, [])
     assert check(file, "announce", "download", folder=tmp_path) == (0, [])
     command = [sys.executable, "-m", "stages.announce"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "no params\n", "")
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "no params\n", "")
 
 
 def test_help_names_the_stages_and_describes_every_flag() -> None:

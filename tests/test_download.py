@@ -249,10 +249,12 @@ def test_the_command_ends_with_69_and_one_line_when_no_mirror_delivers(
 ) -> None:
     flags = ["--params", params(), "--own", tmp_path, "--raw", tmp_path / "raw"]
     command = [*program(site, "refusing"), *map(str, flags)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 69
-    assert done.stderr.startswith("download: no mirror delivered train-images-idx3-ubyte.gz. Tried: http://127.0.0.1:1")
-    assert done.stderr.count("\n") == 1
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 69
+    assert result.stderr.startswith(
+        "download: no mirror delivered train-images-idx3-ubyte.gz. Tried: http://127.0.0.1:1"
+    )
+    assert result.stderr.count("\n") == 1
     assert not (tmp_path / "raw").exists()
 
 
@@ -260,8 +262,8 @@ def test_the_command_downloads(params: Params, tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     flags = ["--params", params({"download.dataset": "digits"}), "--own", tmp_path / "own", "--raw", raw]
     command = [sys.executable, "-m", "stages.download", *map(str, flags)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"digits: complete in {raw}\n", "")
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"digits: complete in {raw}\n", "")
     assert read_source(raw)["dataset"] == "digits"
 
 
@@ -375,12 +377,12 @@ def test_a_silent_mirror_is_not_asked_for_the_next_file(fetch: Fetch, site: Site
 def test_a_name_that_resolves_too_slowly_counts_as_silent(
     fetch: Fetch, site: Site, publish: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended = threading.Event()
-    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: ended.wait())
+    answer = threading.Event()
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: answer.wait())
     start = time.monotonic()
     with pytest.raises(UnavailableError, match="no answer in 0 s"):
         fetch("mnist")
-    ended.set()
+    answer.set()
     assert time.monotonic() - start < 5
 
 
@@ -436,7 +438,7 @@ def test_the_command_imports_neither_torch_nor_torchvision(flags: list[str], par
         file = params({"download.dataset": "digits"})
         flags = [f"--params={file}", f"--own={tmp_path / 'own'}", f"--raw={tmp_path / 'raw'}"]
     command = [sys.executable, "-X", "importtime", "-m", "stages.download", *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    imports = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    imports = {line.split("|")[-1].strip() for line in result.stderr.splitlines() if line.startswith("import time:")}
     assert "cyclopts" in imports
     assert not imports & {"torch", "torchvision"}

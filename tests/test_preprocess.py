@@ -282,8 +282,8 @@ def test_it_imports_no_torch(raw: Path, params: Params, tmp_path: Path) -> None:
         "sys.exit('torch' in sys.modules)"
     )
     flags = [params(), raw, tmp_path / "splits", tmp_path / "samples.png"]
-    done = subprocess.run([sys.executable, "-c", program, *map(str, flags)], cwd=ROOT)
-    assert done.returncode == 0
+    result = subprocess.run([sys.executable, "-c", program, *map(str, flags)], cwd=ROOT)
+    assert result.returncode == 0
     assert read_info(tmp_path / "splits")["counts"]["train"] == 540
 
 
@@ -319,7 +319,7 @@ def test_its_memory_does_not_grow_with_the_images(params: Params, tmp_path: Path
         (raw / "train-labels-idx1-ubyte.gz").write_bytes(idx_bytes(np.arange(count) % 10))
         flags = [params(), raw, tmp_path / f"splits-{count}", tmp_path / "samples.png"]
         command = [sys.executable, "-c", MEMORY, *map(str, flags)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-        peaks[count] = int(done.stdout.split()[-1])
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        peaks[count] = int(result.stdout.split()[-1])
     growth = (peaks[50_000] - peaks[12_000]) / 1024
     assert growth < 3, f"{growth:.1f} MiB more for 28 MiB of images"  # the labels and what splits them are in memory

@@ -53,28 +53,30 @@ def test_a_stage_by_hand_and_by_torchrun_computes_portably(made: Path, tmp_path:
     assert read_record(tmp_path).keys() == {"arithmetic", "device", "threads", "libraries"}
     assert read_record(tmp_path)["arithmetic"] == "portable"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
-    done = train(tmp_path, params(SHORT), made / "splits", *torchrun)
-    assert done.returncode == 0, done.stderr
+    result = train(tmp_path, params(SHORT), made / "splits", *torchrun)
+    assert result.returncode == 0, result.stderr
     assert read_record(tmp_path)["arithmetic"] == "portable"
     assert (tmp_path / "w").read_bytes() == first
 
 
 def test_native_arithmetic_records_the_cpu(made: Path, tmp_path: Path, params: Params) -> None:
-    done = train(tmp_path, params({**SHORT, "machine.arithmetic": "native"}), made / "splits", OPENBLAS_CORETYPE="Zen")
-    assert done.returncode == 0, done.stderr
-    found = read_record(tmp_path)
-    assert found["arithmetic"] == "native"
-    assert found["cpu"] == arithmetic.describe_cpu() != ""
-    assert found["instruction_set"]
-    assert "not_portable" not in found
+    result = train(
+        tmp_path, params({**SHORT, "machine.arithmetic": "native"}), made / "splits", OPENBLAS_CORETYPE="Zen"
+    )
+    assert result.returncode == 0, result.stderr
+    record = read_record(tmp_path)
+    assert record["arithmetic"] == "native"
+    assert record["cpu"] == arithmetic.describe_cpu() != ""
+    assert record["instruction_set"]
+    assert "not_portable" not in record
 
 
 @needs_portable
 @pytest.mark.parametrize("name", PORTABLE)
 def test_a_contradicting_variable_is_one_line(name: str, made: Path, tmp_path: Path, params: Params) -> None:
-    done = train(tmp_path, params(SHORT), made / "splits", **{name: "default"})
-    assert done.returncode == 1
-    assert done.stderr == (
+    result = train(tmp_path, params(SHORT), made / "splits", **{name: "default"})
+    assert result.returncode == 1
+    assert result.stderr == (
         f"train: machine.arithmetic: portable needs {name}={PORTABLE[name]}, but the environment sets it to default: "
         "unset it, or set machine.arithmetic to native\n"
     )
@@ -97,10 +99,10 @@ from stages.core.params import Machine, read_section
 prepare_device(read_section(Path({str(params(SHORT))!r}), "machine", Machine))
 """
     clean = {name: value for name, value in os.environ.items() if name not in PORTABLE}
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, env=clean, capture_output=True, text=True, check=False
     )
-    assert "needs ATEN_CPU_CAPABILITY=avx2 before torch is imported: run the stage as a command" in done.stderr
+    assert "needs ATEN_CPU_CAPABILITY=avx2 before torch is imported: run the stage as a command" in result.stderr
 
 
 def test_where_it_is_impossible_the_stage_says_so_records_it_and_goes_on(
@@ -120,9 +122,9 @@ def test_where_it_is_impossible_the_stage_says_so_records_it_and_goes_on(
         arithmetic.cpu_fields.cache_clear()
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "portable" in line]
     assert line.startswith("machine.arithmetic: portable is not possible here, since the CPU has no AVX2")
-    found = read_record(tmp_path)
-    assert (found["arithmetic"], found["not_portable"]) == ("native", "the CPU has no AVX2")
-    assert found["cpu"].startswith("OldMaker, Old One, features ")
+    record = read_record(tmp_path)
+    assert (record["arithmetic"], record["not_portable"]) == ("native", "the CPU has no AVX2")
+    assert record["cpu"].startswith("OldMaker, Old One, features ")
 
 
 def test_on_a_gpu_or_mps_it_is_impossible() -> None:
@@ -135,9 +137,9 @@ def test_on_a_gpu_or_mps_it_is_impossible() -> None:
     assert portable_obstacle(machine, torch.device("cpu")) == arithmetic.cpu_obstacle()
     obstacle = arithmetic.cpu_obstacle() or "the device is mps"
     assert portable_obstacle(machine, torch.device("mps")) == obstacle
-    found = environment_record(machine, torch.device("mps"))
-    assert (found["arithmetic"], found["device"], found["not_portable"]) == ("native", "mps", obstacle)
-    assert found["cpu"] == arithmetic.describe_cpu()
+    record = environment_record(machine, torch.device("mps"))
+    assert (record["arithmetic"], record["device"], record["not_portable"]) == ("native", "mps", obstacle)
+    assert record["cpu"] == arithmetic.describe_cpu()
 
 
 def test_a_cpu_of_arm_is_described_by_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

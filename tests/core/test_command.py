@@ -104,10 +104,10 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_command_line_of_a_stage_ends_with_1_and_one_line(tmp_path: Path) -> None:
     flags = ["--params", "none.yaml", "--own", "own", "--raw", str(tmp_path / "raw")]
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "stages.download", *flags], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
-    assert (done.returncode, done.stderr) == (1, "download: none.yaml: there is no such params file\n")
+    assert (result.returncode, result.stderr) == (1, "download: none.yaml: there is no such params file\n")
 
 
 def wait_for(path: Path) -> psutil.Process:

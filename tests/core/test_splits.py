@@ -29,9 +29,9 @@ def test_images_written_in_blocks_are_read_from_disk(tmp_path: Path) -> None:
     with npy_writer(tmp_path / "train-images.npy", images.shape, "u1") as file:
         file.write(images[:7].data)
         file.write(images[7:].data)
-    found = read_images(tmp_path, "train")
-    assert isinstance(found, np.memmap)
-    np.testing.assert_array_equal(found, images)
+    images_read = read_images(tmp_path, "train")
+    assert isinstance(images_read, np.memmap)
+    np.testing.assert_array_equal(images_read, images)
 
 
 def test_an_empty_split_is_read(tmp_path: Path) -> None:

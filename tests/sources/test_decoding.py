@@ -97,8 +97,8 @@ def test_a_photograph_stands_upright(orientation: int, upright: np.ndarray, tmp_
     exif[0x0112] = orientation
     big, path = Image.fromarray(np.kron(GREY, np.ones((8, 8), np.uint8))), tmp_path / "photo.jpg"
     big.save(path, exif=exif, quality=100)
-    found = decode_image(path, 1)[4::8, 4::8]  # the middle of each square
-    np.testing.assert_allclose(found.astype(int), upright, atol=3)
+    result = decode_image(path, 1)[4::8, 4::8]  # the middle of each square
+    np.testing.assert_allclose(result.astype(int), upright, atol=3)
 
 
 def noise_png() -> bytes:
@@ -136,9 +136,9 @@ def test_an_image_of_too_many_pixels_is_refused(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize("shape", [(7, 3), (7, 3, 3), (28, 28), (40, 9)])
 def test_an_image_of_any_size_is_stretched_to_a_square(shape: tuple[int, ...]) -> None:
     image = np.full(shape, 90, np.uint8)
-    found = resize_image(image, 14)
-    assert (found.shape, found.dtype) == ((14, 14, *shape[2:]), np.uint8)
-    assert (found == 90).all()
+    result = resize_image(image, 14)
+    assert (result.shape, result.dtype) == ((14, 14, *shape[2:]), np.uint8)
+    assert (result == 90).all()
 
 
 def test_an_image_of_the_right_size_is_untouched() -> None:

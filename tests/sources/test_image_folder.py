@@ -197,7 +197,8 @@ def test_preprocess_names_the_classes_that_validation_would_empty(
 ) -> None:
     write_images(own_images, *(f"{split}/{name}/1.png" for split in ("train", "test") for name in range(8)))
     with pytest.raises(
-        StageError, match=r"no training image of the class \d, \d is left: lower preprocess\.validation_fraction"
+        StageError,
+        match=r"of the class \d, \d among the 6 remaining training images; lower preprocess\.validation_fraction",
     ):
         count_images(params, fetch(), tmp_path)
     assert not (tmp_path / "splits").exists()
