@@ -28,9 +28,14 @@ def check(*names: str, params: Path) -> None:
     for name in stage_names():
         if name in names or not names:
             sections += [(name, section) for section in declared_sections(name)]
-    errors = dict.fromkeys(error for name, section in sections if (error := section_error(params, name, section)))
-    for error in errors:
-        print(error, file=sys.stderr)
+    errors: dict[str, None] = {}  # without repetitions: an error of the whole file is found with every section
+    for name, section in sections:
+        try:
+            read_section(params, name, section)
+        except StageError as error:
+            errors[str(error)] = None
+    for message in errors:
+        print(message, file=sys.stderr)
     sys.exit(1 if errors else 0)
 
 
@@ -39,14 +44,6 @@ def declared_sections(name: str) -> list[type[Section]]:
     module = importlib.import_module(f"stages.{name}")
     classes = [item for item in vars(module).values() if isinstance(item, type) and item.__module__ == module.__name__]
     return [item for item in classes if issubclass(item, Section)]
-
-
-def section_error(params: Path, name: str, section: type[Section]) -> str:
-    try:
-        read_section(params, name, section)
-    except StageError as error:
-        return str(error)
-    return ""
 
 
 if __name__ == "__main__":

@@ -126,7 +126,9 @@ def scaled_blocks(images: LabelledImages, section: Preprocess) -> Iterator[NDArr
         if len(block) and block.shape[1:3] != (section.size, section.size):
             block = np.stack([resize_image(image, section.size) for image in block])
         start += len(block)
-        yield np.ascontiguousarray(block[:, None] if section.channels == 1 else np.moveaxis(block, -1, 1))
+        if block.ndim == 3:  # grey
+            block = np.repeat(block[..., None], section.channels, axis=-1)
+        yield np.ascontiguousarray(np.moveaxis(block, -1, 1))
 
 
 def describe_splits(folder: Path, source: dict[str, Any], section: Preprocess) -> SplitsInfo:
@@ -161,10 +163,8 @@ def pixel_histograms(images: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 def mean_and_std(histogram: NDArray[np.int64]) -> tuple[float, float]:
     """Of pixels scaled to 0..1. The sums are of integers, so that the result does not depend on the machine."""
-    counts = [int(count) for count in histogram]
-    number = sum(counts)
-    total = sum(count * value for value, count in enumerate(counts))
-    squares = sum(count * value * value for value, count in enumerate(counts))
+    values = np.arange(256)
+    number, total, squares = (int(histogram @ values**power) for power in range(3))
     return total / number / 255, math.sqrt(number * squares - total * total) / number / 255
 
 

@@ -70,17 +70,12 @@ def flag_value(flag: str, command: Sequence[str]) -> str:
 def check_variables() -> None:
     """Raise if a variable of portable arithmetic is missing or has another value: the user decides which to change."""
     for name, value in PORTABLE.items():
-        actual = os.environ.get(name)
+        actual, wanted = os.environ.get(name), f"machine.arithmetic: portable needs {name}={value}"
         if actual is None:
-            raise StageError(
-                f"machine.arithmetic: portable needs {name}={value} before torch is imported: run the stage as a "
-                "command, or set it"
-            )
+            raise StageError(f"{wanted} before torch is imported: run the stage as a command, or set it")
         if actual.casefold() != value.casefold():
-            raise StageError(
-                f"machine.arithmetic: portable needs {name}={value}, but the environment sets it to {actual}: "
-                "unset it, or set machine.arithmetic to native"
-            )
+            advice = "unset it, or set machine.arithmetic to native"
+            raise StageError(f"{wanted}, but the environment sets it to {actual}: {advice}")
 
 
 def cpu_obstacle() -> str:

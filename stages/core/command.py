@@ -32,7 +32,9 @@ def run_stage(stage: Callable[..., None]) -> NoReturn:
     )
     try:
         app()
-        check_unchanged()
+        # DVC records source and params as they are when this process has ended: what has run must still be there.
+        if changed := ", ".join([*changed_params(), *changed_source()]):
+            raise StageError(f"{changed} changed while it ran: its outputs belong to the former version; run it again")
     except (StageError, OSError) as error:  # an OSError: a full disk, or a file without write permission
         print(f"{stage.__name__}: {error}", file=sys.stderr)
         if "DVC_STAGE" in os.environ:
@@ -42,14 +44,6 @@ def run_stage(stage: Callable[..., None]) -> NoReturn:
         print(f"{stage.__name__}: interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
-
-
-def check_unchanged() -> None:
-    """Fail if source or params were edited meanwhile: DVC records them as they are when this process has ended."""
-    if changed := [*changed_params(), *changed_source()]:
-        raise StageError(
-            f"{', '.join(changed)} changed while it ran: its outputs belong to the former version; run it again"
-        )
 
 
 def end_when_orphaned(interval: float = 0.2) -> None:

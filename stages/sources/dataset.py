@@ -15,7 +15,7 @@ REFETCH = "run `dvc repro -f download` to fetch it again"
 @dataclass(frozen=True)
 class LabelledImages:
     labels: NDArray[Any]  # integers, of as few bytes as the data set needs
-    images: Callable[[int], Iterator[ImageArray]]  # from the number of channels, 1 or 3, to blocks of images
+    images: Callable[[int], Iterator[ImageArray]]  # from the channels, 1 or 3, to blocks; grey ones may come for 3
     locate: Callable[[int], str]  # from an index to the file and position of the image, for messages
 
 
@@ -45,8 +45,3 @@ class Dataset(Protocol):
 
     def check(self, existing: Path) -> None:
         """Raise UnavailableError if `fetch` would not find its files now."""
-
-
-def with_channels(grey: ImageArray, channels: int) -> ImageArray:
-    """Repeat the grey of one or more images in three channels, if so many are asked for."""
-    return grey if channels == 1 else np.repeat(grey[..., None], channels, axis=-1)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from stages.core.errors import StageError
-from stages.sources.dataset import REFETCH, ImageArray, with_channels
+from stages.sources.dataset import REFETCH, ImageArray
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -25,7 +25,7 @@ def decode_image(path: Path, channels: int) -> ImageArray:
         raise StageError(f"{path}: not a readable image ({reason}); replace or remove it") from None
     if image.mode[0] in "IF":
         grey = scale_to_8_bits(np.asarray(image, np.float64), is_16_bit=image.mode.startswith("I;16"))
-        return with_channels(grey, channels)
+        return grey if channels == 1 else np.stack([grey] * 3, axis=-1)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stages.core.errors import StageError
 from stages.core.files import atomic_write
-from stages.sources.dataset import REFETCH, FetchedFiles, ImageArray, LabelledImages, RawData, with_channels
+from stages.sources.dataset import REFETCH, FetchedFiles, ImageArray, LabelledImages, RawData
 from stages.sources.decoding import resize_image
 
 MAX_LEVEL = 16  # of a pixel as published
@@ -44,7 +44,7 @@ class EmbeddedDigits:
         grey = np.stack([center_digit(image) for image in np.round(images * (255 / MAX_LEVEL)).astype(np.uint8)])
         data = LabelledImages(
             labels=labels,
-            images=lambda channels: iter([with_channels(grey, channels)]),
+            images=lambda _: iter([grey]),
             locate=lambda index: f"{folder / IMAGES_FILE}, image {index}",
         )
         return RawData(data, None)

@@ -12,7 +12,7 @@ import numpy as np
 
 from stages.core.errors import StageError
 from stages.sources import idx
-from stages.sources.dataset import REFETCH, FetchedFiles, LabelledImages, RawData, with_channels
+from stages.sources.dataset import REFETCH, FetchedFiles, LabelledImages, RawData
 from stages.sources.mirrors import PublishedFile, check_available, download_files
 
 
@@ -52,7 +52,7 @@ class IdxDataset:
             raise StageError(f"{images} holds {counts[0]} images, but {labels} {counts[1]} labels; {REFETCH}")
         return LabelledImages(
             labels=np.concatenate([np.empty(0, np.uint8), *idx.read_blocks(labels, 1)]),
-            images=lambda channels: (with_channels(block, channels) for block in idx.read_blocks(images, 3)),
+            images=lambda _: idx.read_blocks(images, 3),
             locate=lambda index: f"{images}, image {index}",
         )
 
