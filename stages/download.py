@@ -1,4 +1,4 @@
-"""Fetch the raw files of a data set, as published, and check them."""
+"""Fetches the raw files of a data set, as published, and checks them."""
 
 from pathlib import Path
 
@@ -12,9 +12,13 @@ class Download(Section):
 
 
 def download(*, params: Path, own: Path, raw: Path, check: bool = False) -> None:
-    """Fetch `download.dataset` into the folder RAW; OWN holds a person's images, for the data set `own`.
+    """Fetch the raw files of the data set that `download.dataset` names.
 
-    With --check only ask whether it can be had here and now: the exit status is 69 if no mirror delivers it.
+    Args:
+        params: The params file; its section `download` is read.
+        own: Folder of your own images, for the data set `own`.
+        raw: Output folder of the raw files.
+        check: Only check that the data set is available now. The exit status is 69 if no mirror delivers it.
     """
     section = read_section(params, "download", Download)
     if check:

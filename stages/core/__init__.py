@@ -1,1 +1,1 @@
-"""What every stage stands on: command line, params, errors, files that appear whole, device, and the splits' format."""
+"""What all stages share: command line, params, errors, atomic files, device, figures, and the format of the splits."""

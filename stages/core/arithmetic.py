@@ -1,7 +1,7 @@
-"""How a process computes: portable arithmetic, the same bytes on every x86-64 CPU with AVX2, or native, the CPU's best.
+"""How a process computes: portable arithmetic, the same bytes on every x86-64 CPU with AVX2, or the CPU's own, native.
 
-MKL chooses its kernels by the CPU's maker, oneDNN, OpenBLAS and torch by its instruction sets. They read these
-variables when they load, so these are set before torch or numpy is imported: stages/__init__.py sees to it.
+MKL chooses its kernels by the vendor of the CPU; oneDNN, OpenBLAS and torch choose theirs by its instruction sets. They
+read the variables below when they are loaded, so stages/__init__.py sets these before numpy or torch is imported.
 """
 
 import hashlib
@@ -22,96 +22,89 @@ PORTABLE = {
     "ONEDNN_MAX_CPU_ISA": "AVX2",
     "OPENBLAS_CORETYPE": "Haswell",
 }
-# GNU OpenMP's threads spin this often before they sleep. Its default, 300,000 times, starves other processes.
+# How often a waiting thread of GNU OpenMP spins before it sleeps. The default, 300,000, starves other processes.
 OPENMP_SPIN = {"GOMP_SPINCOUNT": "1000"}
 CPUINFO = Path("/proc/cpuinfo")
-MODEL_FIELDS = ("cpu family", "model", "CPU implementer", "CPU part", "CPU variant", "CPU revision")  # the last for Arm
+MODEL_FIELDS = (
+    "cpu family",
+    "model",
+    "CPU implementer",
+    "CPU part",
+    "CPU variant",
+    "CPU revision",
+)  # the last four: Arm
 
 
 def is_stage_command(command: Sequence[str]) -> bool:
-    """Whether this is the command of a stage; a program that merely imports the stages is left alone."""
-    return any(before == "-m" and word.startswith("stages.") for before, word in itertools.pairwise(command))
+    """Whether the command runs a stage, rather than a program that only imports one."""
+    return any(flag == "-m" and module.startswith("stages.") for flag, module in itertools.pairwise(command))
 
 
 def configure_environment(command: Sequence[str], environment: MutableMapping[str, str]) -> None:
-    """Set the variables for the stage that the command runs, as its params file says; a person's own settings stay.
+    """Set the variables as the params file of the command asks, except those that the user has set.
 
-    Errors in the file are reported by the stage itself.
+    Errors in the params file are left to the stage, which reports them.
     """
-    file = flag_value("--params", command)
-    portable = file is not None and wants_portable(Path(file))
-    for name, value in {**OPENMP_SPIN, **(PORTABLE if portable else {})}.items():
+    variables = OPENMP_SPIN | (PORTABLE if wants_portable(command) else {})
+    for name, value in variables.items():
         environment.setdefault(name, value)
 
 
-def flag_value(flag: str, command: Sequence[str]) -> str | None:
-    for word, following in zip(command, [*command[1:], ""], strict=True):
+def wants_portable(command: Sequence[str]) -> bool:
+    params = flag_value("--params", command)
+    try:
+        return load_params(Path(params))["machine"]["arithmetic"] == "portable" and not cpu_obstacle()
+    except (StageError, KeyError, TypeError, OSError):
+        return False
+
+
+def flag_value(flag: str, command: Sequence[str]) -> str:
+    for word, following in itertools.pairwise([*command, ""]):
         if word == flag:
             return following
         if word.startswith(f"{flag}="):
             return word.removeprefix(f"{flag}=")
-    return None
-
-
-def wants_portable(params: Path) -> bool:
-    try:
-        return load_params(params)["machine"]["arithmetic"] == "portable" and not cpu_obstacle()
-    except (StageError, KeyError, TypeError, OSError):
-        return False
+    return ""
 
 
 def check_variables() -> None:
     """Raise if a variable of portable arithmetic is missing or has another value: the user decides which to change."""
     for name, value in PORTABLE.items():
-        found = os.environ.get(name)
-        if found is None:
-            raise StageError(
-                f"machine.arithmetic: portable needs {name}={value} before torch is imported: run the stage as a "
-                "command, or set it"
-            )
-        if found.casefold() != value.casefold():
-            raise StageError(
-                f"machine.arithmetic: portable needs {name}={value}, but the environment sets it to {found}: "
-                "unset it, or set machine.arithmetic to native"
-            )
+        actual, wanted = os.environ.get(name), f"machine.arithmetic: portable needs {name}={value}"
+        if actual is None:
+            raise StageError(f"{wanted} before torch is imported: run the stage as a command, or set it")
+        if actual.casefold() != value.casefold():
+            advice = "unset it, or set machine.arithmetic to native"
+            raise StageError(f"{wanted}, but the environment sets it to {actual}: {advice}")
 
 
 def cpu_obstacle() -> str:
-    """Why this machine's CPU cannot do portable arithmetic; empty if it can."""
-    return find_obstacle(platform.system(), platform.machine(), cpu_fields().get("flags", ""))
-
-
-def find_obstacle(system: str, machine: str, flags: str) -> str:
+    """Why this machine cannot compute portably; empty if it can."""
+    system, machine = platform.system(), platform.machine()
     if system != "Linux":
         return f"the system is {system}, not Linux"
     if machine not in ("x86_64", "AMD64"):
         return f"the CPU is {machine}, not x86-64"
-    if "avx2" not in flags.split():
-        return "the CPU has no AVX2"
-    return ""
+    return "" if "avx2" in cpu_fields().get("flags", "").split() else "the CPU has no AVX2"
 
 
 def describe_cpu() -> str:
-    """The CPU's maker, model and features, which decide the bytes of native arithmetic."""
+    """The vendor, model and features of the CPU: the bytes of native arithmetic depend on them."""
+    if platform.system() == "Darwin":
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        brand = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
+        return brand or platform.machine()
     fields = cpu_fields()
     parts = [fields[key] for key in ("vendor_id", "model name") if key in fields]
     parts += [f"{key} {fields[key]}" for key in MODEL_FIELDS if key in fields]
-    features = fields.get("flags") or fields.get("Features")  # a virtual machine may hide some
-    if features:
+    if features := fields.get("flags") or fields.get("Features"):  # a virtual machine may hide some
         parts.append(f"features {hashlib.sha256(features.encode()).hexdigest()[:8]}")
-    return ", ".join(parts) or mac_cpu() or platform.machine()
-
-
-def mac_cpu() -> str:
-    command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-    if platform.system() != "Darwin":
-        return ""
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
+    return ", ".join(parts) or platform.machine()
 
 
 @cache
 def cpu_fields() -> dict[str, str]:
-    """What Linux says of the first CPU."""
+    """The fields of the first CPU in /proc/cpuinfo; empty on other systems than Linux."""
     try:
         first = CPUINFO.read_text(encoding="utf-8").split("\n\n", 1)[0]
     except OSError:

@@ -1,6 +1,7 @@
-"""Outputs that appear whole or not at all: written beside their place, then renamed into it."""
+"""Atomic outputs: written under a temporary name in the same folder, then renamed."""
 
 import csv
+import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,26 +14,26 @@ from stages.core.errors import StageError
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path`; what was written there takes its place when the block ends without an error."""
+    """Yield a temporary path. The file or folder written there replaces `path` if the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
-    remove_path(beside)  # a killed run's
+    tmp = path.with_name(f".{path.name}.partial")
+    remove_path(tmp)  # left by a killed run
     try:
-        yield beside
-        if path.is_dir():
-            former = path.with_name(f".{path.name}.former.partial")
-            remove_path(former)
-            path.rename(former)
-            beside.rename(path)
-            remove_path(former)
+        yield tmp
+        if path.is_dir():  # a folder that is not empty cannot be replaced by a rename
+            previous = path.with_name(f".{path.name}.former.partial")
+            remove_path(previous)
+            path.rename(previous)
+            tmp.rename(path)
+            remove_path(previous)
         else:
-            beside.replace(path)
+            tmp.replace(path)
     except OSError as error:
-        if error.filename is not None:  # of another file than what is written here
+        if error.filename is not None:  # the error of another file that the block used
             raise
         raise StageError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
-        remove_path(beside)
+        remove_path(tmp)
 
 
 def remove_path(path: Path) -> None:
@@ -43,12 +44,20 @@ def remove_path(path: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    with atomic_write(path) as beside:
-        beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with atomic_write(path) as tmp:
+        tmp.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    with atomic_write(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as tmp, tmp.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(rows)
+
+
+def file_sha256(path: Path) -> str:
+    """The hash of the file's bytes; empty if there is no such file."""
+    if not path.exists():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

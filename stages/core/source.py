@@ -1,7 +1,7 @@
-"""The source that a stage runs: as it was when the process began, and as it is now.
+"""Finds source files that were edited while a stage ran.
 
-DVC takes the checksums of a stage's deps when its command has ended. A file that was edited meanwhile would be recorded
-as what made the outputs, though it did not.
+DVC takes the checksums of a stage's deps after its command has ended. For a file edited meanwhile it would record a
+version that did not make the outputs.
 """
 
 import hashlib
@@ -13,21 +13,21 @@ hashes_at_start: dict[Path, str] = {}
 
 
 def snapshot_source() -> None:
-    """Called before a stage's own module is read."""
+    """Record the hash of every source file; called before the module of the stage is imported."""
     hashes_at_start.update({path: file_hash(path) for path in PACKAGE.rglob("*.py")})
 
 
 def changed_source() -> list[str]:
-    """The files that this process has loaded and that are not what they were."""
+    """The files that this process has imported and that have changed since."""
     known = [path for path in sorted(loaded_source_files()) if path in hashes_at_start]
     changed = [path for path in known if not path.exists() or file_hash(path) != hashes_at_start[path]]
     return [path.relative_to(PACKAGE.parent).as_posix() for path in changed]
 
 
 def loaded_source_files() -> set[Path]:
-    """The files of this package that this process has loaded, its own command's among them."""
+    """The files of this package that this process has imported, including the module that runs as a command."""
     files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
-    return {Path(file) for file in files if file and file.startswith(f"{PACKAGE}/")}  # of thousands: no Path for each
+    return {Path(file) for file in files if file and file.startswith(f"{PACKAGE}/")}  # no Path for thousands of others
 
 
 def file_hash(path: Path) -> str:

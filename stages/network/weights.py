@@ -1,6 +1,5 @@
 """A trained network in, its weights file out, and back: safetensors with a header that describes the network."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from safetensors.torch import save
 
 from stages.core.errors import StageError
 from stages.core.files import atomic_write
+from stages.core.files import file_sha256 as file_sha256  # re-exported
 from stages.core.splits import SplitsInfo
 from stages.network.models import Classifier, ModelName, build_model
 
@@ -78,14 +78,6 @@ def check_weights_fit(path: Path, header: WeightsHeader, info: SplitsInfo) -> No
             raise StageError(
                 f"{path}: trained for {key} {trained}, but the splits have {actual}; run `dvc repro train`"
             )
-
-
-def file_sha256(path: Path) -> str:
-    """The hash of a file; empty if it is missing, which is reported where the file is read."""
-    if not path.exists():
-        return ""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def short_hash(weights: Path) -> str:

@@ -1,60 +1,49 @@
 """The data sets by name, and the folder of raw files that download writes and preprocess reads."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
 
 from stages.core.errors import StageError
-from stages.core.files import atomic_write, remove_path, write_json
+from stages.core.files import atomic_write, file_sha256, remove_path, write_json
 from stages.sources.dataset import REFETCH, Dataset, RawData
 from stages.sources.embedded import EmbeddedDigits
 from stages.sources.image_folder import ImageFolder
-from stages.sources.published import IdxDataset
+from stages.sources.published import PUBLISHED
 
 DatasetName = Literal["mnist", "fashion-mnist", "kmnist", "digits", "own"]
 SOURCE_FILE = "source.json"
-DATASETS: dict[str, Dataset] = {
-    "mnist": IdxDataset("MNIST", "http://yann.lecun.com/exdb/mnist/", "mnist"),
-    "fashion-mnist": IdxDataset("FashionMNIST", "https://github.com/zalandoresearch/fashion-mnist", "resize"),
-    "kmnist": IdxDataset("KMNIST", "http://codh.rois.ac.jp/kmnist/", "resize"),
-    "digits": EmbeddedDigits(),
-    "own": ImageFolder(),
-}
+DATASETS: dict[str, Dataset] = {**PUBLISHED, "digits": EmbeddedDigits(), "own": ImageFolder()}
 
 
-def fetch_dataset(name: DatasetName, folder: Path, own: Path) -> None:
-    """Make the folder hold the data set's files and source.json, and nothing else, all at once."""
-    incoming = folder.with_name(
-        f".{folder.name}.incoming"
-    )  # outlives a failure: what is whole in it is not fetched again
+def fetch_dataset(name: DatasetName, folder: Path, own_images: Path) -> None:
+    """Replace the folder, atomically, by one that holds the data set's files and source.json."""
+    incoming = folder.with_name(f".{folder.name}.incoming")  # kept after a failure, so that its files are not refetched
     incoming.mkdir(parents=True, exist_ok=True)
-    fetched = DATASETS[name].fetch(incoming, folder, own)
-    prune(incoming, set(fetched.files))
-    write_json(
-        incoming / SOURCE_FILE,
-        {
-            "dataset": name,
-            "origin": fetched.origin,
-            "preparation": DATASETS[name].preparation,
-            "classes": fetched.classes,
-            "files": {file: sha256(incoming / file) for file in fetched.files},
-        },
-    )
-    with atomic_write(folder) as beside:
-        incoming.rename(beside)
+    fetched = DATASETS[name].fetch(incoming, folder, own_images)
+    remove_others(incoming, set(fetched.files))
+    source = {
+        "dataset": name,
+        "origin": fetched.origin,
+        "preparation": DATASETS[name].preparation,
+        "classes": fetched.classes,
+        "files": {file: file_sha256(incoming / file) for file in fetched.files},
+    }
+    write_json(incoming / SOURCE_FILE, source)
+    with atomic_write(folder) as tmp:
+        incoming.rename(tmp)
 
 
-def prune(folder: Path, keep: set[str]) -> None:
-    for path in sorted(folder.rglob("*"), reverse=True):  # what a folder holds comes before the folder
+def remove_others(folder: Path, files: set[str]) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):  # the content of a folder before the folder
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()
-        elif not path.is_dir() and path.relative_to(folder).as_posix() not in keep:
+        elif not path.is_dir() and path.relative_to(folder).as_posix() not in files:
             remove_path(path)
 
 
 def read_raw(folder: Path) -> tuple[dict[str, Any], RawData]:
-    """What source.json says, and the images with their labels."""
+    """The content of source.json, and the labelled images."""
     path = folder / SOURCE_FILE
     try:
         source = json.loads(path.read_text(encoding="utf-8"))
@@ -65,8 +54,3 @@ def read_raw(folder: Path) -> tuple[dict[str, Any], RawData]:
     if not isinstance(source, dict) or source.get("dataset") not in DATASETS:
         raise StageError(f"{path}: names no known data set; {REFETCH}")
     return source, DATASETS[source["dataset"]].read(folder, source)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

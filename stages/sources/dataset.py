@@ -1,4 +1,4 @@
-"""What a data set is to the stages: raw files that it fetches into a folder, and reads back as labelled images."""
+"""The interface of a data set: it fetches raw files into a folder, and reads them back as labelled images."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,18 +14,15 @@ REFETCH = "run `dvc repro -f download` to fetch it again"
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Labelled images; `name` and `label_name` say where the image or label of an index stands."""
-
-    labels: NDArray[Any]  # whole numbers, of as few bytes as the data set needs
-    images: Callable[[int], Iterator[ImageArray]]  # takes the channels, 1 or 3; gives images in the order of the labels
-    name: Callable[[int], str]
-    label_name: Callable[[int], str]
+    labels: NDArray[Any]  # integers, of as few bytes as the data set needs
+    images: Callable[[int], Iterator[ImageArray]]  # from the channels, 1 or 3, to blocks; grey ones may come for 3
+    locate: Callable[[int], str]  # from an index to the file and position of the image, for messages
 
 
 @dataclass(frozen=True)
 class RawData:
     train: LabelledImages
-    test: LabelledImages | None  # None: published without a split
+    test: LabelledImages | None  # None: published without a test split
 
 
 @dataclass(frozen=True)
@@ -38,18 +35,13 @@ class FetchedFiles:
 class Dataset(Protocol):
     @property
     def preparation(self) -> str:
-        """How a foreign picture becomes an input of a network trained on this: `mnist` or `resize`."""
+        """How an image from elsewhere becomes an input of a network trained on this data set: `mnist` or `resize`."""
 
-    def fetch(self, folder: Path, have: Path, own: Path) -> FetchedFiles:
-        """Bring the raw files into `folder`; those that `have` holds already need not be fetched again."""
+    def fetch(self, folder: Path, existing: Path, own_images: Path) -> FetchedFiles:
+        """Bring the raw files into `folder`. Files that `existing`, the current raw folder, has may be copied."""
 
     def read(self, folder: Path, source: dict[str, Any]) -> RawData:
-        """The content of the raw files, checked as far as its format can be wrong."""
+        """Read the raw files. `source` is the content of source.json."""
 
-    def check(self, have: Path) -> None:
-        """Raise Unavailable if `fetch` would not find its files now."""
-
-
-def with_channels(grey: ImageArray, channels: int) -> ImageArray:
-    """Grey images, or one, as they are or with their grey in three channels."""
-    return grey if channels == 1 else np.repeat(grey[..., None], channels, axis=-1)
+    def check(self, existing: Path) -> None:
+        """Raise UnavailableError if `fetch` would not find its files now."""

@@ -1,6 +1,6 @@
-"""The embedded digits: 1,797 real handwritten digits of 8x8 pixels that come with scikit-learn: no network.
+"""The embedded data set: 1,797 real handwritten digits of 8x8 pixels that scikit-learn contains. No network is needed.
 
-They are laid out as MNIST's are, so that a picture of a digit is prepared alike for a network trained on either.
+They are laid out as MNIST's digits are, so that an image is prepared in the same way for networks trained on either.
 """
 
 from pathlib import Path
@@ -11,57 +11,56 @@ from numpy.typing import NDArray
 
 from stages.core.errors import StageError
 from stages.core.files import atomic_write
-from stages.sources.dataset import REFETCH, FetchedFiles, ImageArray, LabelledImages, RawData, with_channels
+from stages.sources.dataset import REFETCH, FetchedFiles, ImageArray, LabelledImages, RawData
 from stages.sources.decoding import resize_image
 
-LEVELS = 16  # the brightest pixel, as published
-SIDE, BOX = 28, 20  # of an image of MNIST, and of its digit
+MAX_LEVEL = 16  # of a pixel as published
+SIDE, BOX_SIDE = 28, 20  # pixels of an MNIST image, and of the box that its digit fills
+IMAGES_FILE, LABELS_FILE = "images.npy", "labels.npy"
 
 
 class EmbeddedDigits:
     preparation = "mnist"
 
-    def fetch(self, folder: Path, have: Path, own: Path) -> FetchedFiles:
-        from sklearn.datasets import load_digits  # a second of import that only this data set needs
+    def fetch(self, folder: Path, existing: Path, own_images: Path) -> FetchedFiles:
+        from sklearn.datasets import load_digits  # takes a second to import, and only this data set needs it
 
         digits = load_digits()
-        arrays = {"images.npy": digits.images.astype(np.uint8), "labels.npy": digits.target.astype(np.uint8)}
-        for name, array in arrays.items():
-            with atomic_write(folder / name) as beside, beside.open("wb") as file:
-                np.save(file, array)
+        for name, array in ((IMAGES_FILE, digits.images), (LABELS_FILE, digits.target)):
+            with atomic_write(folder / name) as tmp, tmp.open("wb") as file:
+                np.save(file, array.astype(np.uint8))
         classes = [str(label) for label in digits.target_names]
-        return FetchedFiles("https://archive.ics.uci.edu/dataset/80", classes, list(arrays))
+        return FetchedFiles("https://archive.ics.uci.edu/dataset/80", classes, [IMAGES_FILE, LABELS_FILE])
 
-    def check(self, have: Path) -> None:
-        """Always there."""
+    def check(self, existing: Path) -> None:
+        """The digits are always available."""
 
     def read(self, folder: Path, source: dict[str, Any]) -> RawData:
-        images, labels = load(folder / "images.npy"), load(folder / "labels.npy")
+        images, labels = read_array(folder / IMAGES_FILE), read_array(folder / LABELS_FILE)
         if len(images) != len(labels):
             raise StageError(
-                f"{folder}: images.npy holds {len(images)} images, but labels.npy {len(labels)} labels; {REFETCH}"
+                f"{folder}: {IMAGES_FILE} holds {len(images)} images, but {LABELS_FILE} {len(labels)} labels; {REFETCH}"
             )
-        grey = np.stack([like_mnist(image) for image in np.round(images * (255 / LEVELS)).astype(np.uint8)])
-        part = LabelledImages(
+        grey = np.stack([center_digit(image) for image in np.round(images * (255 / MAX_LEVEL)).astype(np.uint8)])
+        data = LabelledImages(
             labels=labels,
-            images=lambda channels: iter([with_channels(grey, channels)]),
-            name=lambda index: f"{folder / 'images.npy'}, image {index}",
-            label_name=lambda index: f"{folder / 'labels.npy'}, label {index}",
+            images=lambda _: iter([grey]),
+            locate=lambda index: f"{folder / IMAGES_FILE}, image {index}",
         )
-        return RawData(part, None)
+        return RawData(data, None)
 
 
-def like_mnist(digit: ImageArray) -> ImageArray:
-    """The digit, which fills its image from top to bottom, in a box of 20 x 20, its mass in the middle of 28 x 28."""
-    box = resize_image(digit, BOX)
-    mass = [np.average(np.arange(BOX) + 0.5, weights=box.sum(axis=axis)) for axis in (1, 0)]
-    top, left = (int(np.clip(round(SIDE / 2 - middle), 0, SIDE - BOX)) for middle in mass)
-    return np.pad(box, ((top, SIDE - BOX - top), (left, SIDE - BOX - left)))
+def center_digit(digit: ImageArray) -> ImageArray:
+    """Scale the digit to a box of 20x20 and place the box so that its centre of mass is the middle of 28x28."""
+    box = resize_image(digit, BOX_SIDE)
+    center = [np.average(np.arange(BOX_SIDE) + 0.5, weights=box.sum(axis=axis)) for axis in (1, 0)]
+    top, left = (int(np.clip(round(SIDE / 2 - middle), 0, SIDE - BOX_SIDE)) for middle in center)
+    return np.pad(box, ((top, SIDE - BOX_SIDE - top), (left, SIDE - BOX_SIDE - left)))
 
 
-def load(path: Path) -> NDArray[np.uint8]:
+def read_array(path: Path) -> NDArray[np.uint8]:
     try:
         array: NDArray[np.uint8] = np.load(path, allow_pickle=False)
-        return array
     except (OSError, ValueError, EOFError) as error:
         raise StageError(f"{path}: not readable ({error}); {REFETCH}") from None
+    return array

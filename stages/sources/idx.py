@@ -1,4 +1,4 @@
-"""Gzipped IDX files, the format that MNIST is published in, read as a stream of blocks and checked as they are read."""
+"""Gzipped IDX files, the format that MNIST is published in: read in blocks, and checked while they are read."""
 
 import gzip
 import struct
@@ -14,43 +14,38 @@ from stages.core.errors import StageError
 from stages.sources.dataset import REFETCH
 
 
-def shape(path: Path, dimensions: int) -> tuple[int, ...]:
-    """The shape that the header declares: (count,) of labels, (count, height, width) of images."""
-    with reading(path) as file:
-        return header(path, file, dimensions)
+def read_shape(path: Path, dimensions: int) -> tuple[int, ...]:
+    """The shape in the header: (count,) of labels, (count, height, width) of images."""
+    with open_idx(path, dimensions) as (_, shape):
+        return shape
 
 
-def blocks(path: Path, dimensions: int, items: int = 1024) -> Iterator[NDArray[np.uint8]]:
-    """The content, `items` labels or images at a time, and not a byte less or more than the header declares."""
-    with reading(path) as file:
-        count, *rest = header(path, file, dimensions)
-        size = int(np.prod(rest))
-        for start in range(0, count, items):
-            wanted = min(items, count - start)
-            data = file.read(wanted * size)
-            if len(data) < wanted * size:
-                raise StageError(f"{path}: truncated at item {start + len(data) // size} of {count}; {REFETCH}")
-            yield np.frombuffer(data, np.uint8).reshape(wanted, *rest)
+def read_blocks(path: Path, dimensions: int, size: int = 1024) -> Iterator[NDArray[np.uint8]]:
+    """The items, labels or images, `size` at a time: exactly as many as the header declares."""
+    with open_idx(path, dimensions) as (file, (count, *item_shape)):
+        item_bytes = int(np.prod(item_shape))
+        for start in range(0, count, size):
+            items = min(size, count - start)
+            data = file.read(items * item_bytes)
+            if len(data) < items * item_bytes:
+                raise StageError(f"{path}: truncated at item {start + len(data) // item_bytes} of {count}; {REFETCH}")
+            yield np.frombuffer(data, np.uint8).reshape(items, *item_shape)
         if file.read(1):
-            raise StageError(f"{path}: goes on after the {count} items that its header declares; {REFETCH}")
-
-
-def header(path: Path, file: gzip.GzipFile, dimensions: int) -> tuple[int, ...]:
-    start = file.read(4 + 4 * dimensions)
-    wanted = 0x0800 | dimensions  # 08: unsigned bytes
-    if len(start) < 4 or (magic := struct.unpack(">I", start[:4])[0]) != wanted:
-        found = f"{magic:#010x}" if len(start) >= 4 else "nothing"
-        raise StageError(f"{path}: wrong magic number: {found} where {wanted:#010x} should be; {REFETCH}")
-    if len(start) < 4 + 4 * dimensions:
-        raise StageError(f"{path}: truncated in its header; {REFETCH}")
-    return struct.unpack(f">{dimensions}I", start[4:])
+            raise StageError(f"{path}: has more data than the {count} items that its header declares; {REFETCH}")
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[gzip.GzipFile]:
+def open_idx(path: Path, dimensions: int) -> Iterator[tuple[gzip.GzipFile, tuple[int, ...]]]:
+    """The file after its header, and the shape in the header."""
+    expected = struct.pack(">I", 0x0800 | dimensions)  # 08: unsigned bytes
     try:
         with gzip.open(path, "rb") as file:
-            yield file
+            if (magic := file.read(4)) != expected:
+                actual = f"0x{magic.hex()}" if magic else "nothing"
+                raise StageError(f"{path}: wrong magic number: {actual} where 0x{expected.hex()} should be; {REFETCH}")
+            if len(sizes := file.read(4 * dimensions)) < 4 * dimensions:
+                raise StageError(f"{path}: truncated in its header; {REFETCH}")
+            yield file, struct.unpack(f">{dimensions}I", sizes)
     except FileNotFoundError:
         raise StageError(f"{path}: missing; run `dvc repro download`") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:

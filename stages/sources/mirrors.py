@@ -1,4 +1,4 @@
-"""Published files, by name and checksum, from the first mirror that delivers them right."""
+"""Downloads published files, each from the first mirror that delivers it with the right checksum."""
 
 import hashlib
 import os
@@ -6,6 +6,7 @@ import tempfile
 import threading
 import urllib.request
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -28,9 +29,9 @@ class PublishedFile:
     name: str
     md5: str
 
-    def intact(self, folder: Path) -> bool:
+    def is_intact(self, folder: Path) -> bool:
         path = folder / self.name
-        return path.is_file() and md5(path) == self.md5
+        return path.is_file() and file_md5(path) == self.md5
 
 
 class MirrorError(Exception):
@@ -38,123 +39,108 @@ class MirrorError(Exception):
 
 
 class MirrorUnreachableError(MirrorError):
-    """The mirror does not answer at all: it need not be asked for the next file."""
-
-
-def with_own(mirrors: Sequence[str]) -> list[str]:
-    """The mirrors of a data set, headed by LOCKSTEP_MIRROR: a folder or a URL."""
-    own = os.environ.get("LOCKSTEP_MIRROR", "").strip()
-    return [own, *mirrors] if own else list(mirrors)
+    """The mirror does not answer at all: it is not asked for the other files."""
 
 
 def download_files(files: Sequence[PublishedFile], mirrors: Sequence[str], folder: Path) -> None:
-    """Bring each file into the folder, from the first mirror that delivers it, unless it is there already."""
-    wrongs: list[str] = []
-    silent: set[str] = set()
+    """Download each file that the folder lacks. LOCKSTEP_MIRROR, a folder or a URL, is asked before the mirrors."""
+    user_mirror = os.environ.get("LOCKSTEP_MIRROR", "").strip()
+    reachable = [user_mirror, *mirrors] if user_mirror else list(mirrors)
+    failures: list[str] = []
     for file in files:
-        if file.intact(folder):
+        if file.is_intact(folder):
             continue
-        for mirror in with_own(mirrors):
-            if mirror in silent:
-                continue
+        for mirror in list(reachable):
             try:
-                deliver(mirror, file, folder / file.name)
+                download_file(file, mirror, folder / file.name)
                 break
-            except MirrorError as wrong:
-                wrongs.append(f"{mirror}: {wrong}")
-                echo(f"mirror {wrongs[-1]}")
-                if isinstance(wrong, MirrorUnreachableError):
-                    silent.add(mirror)
+            except MirrorError as error:
+                failures.append(f"{mirror}: {error}")
+                echo(f"mirror {failures[-1]}")
+                if isinstance(error, MirrorUnreachableError):
+                    reachable.remove(mirror)
         else:
             raise UnavailableError(
-                f"no mirror delivered {file.name}. Tried: {'; '.join(wrongs)}. Connect to the internet, set "
+                f"no mirror delivered {file.name}. Tried: {'; '.join(failures)}. Connect to the internet, set "
                 "LOCKSTEP_MIRROR to a folder or URL that has the files, or take the embedded digits: "
                 "make run DATASET=digits"
             )
 
 
-def deliver(mirror: str, file: PublishedFile, target: Path) -> None:
-    """Write the mirror's copy to the target if it has the checksum of the published file."""
-    with atomic_write(target) as beside:
+def download_file(file: PublishedFile, mirror: str, target: Path) -> None:
+    with atomic_write(target) as tmp:
         try:
-            with opened(mirror, file.name) as (source, size):
-                copy(source, beside, size, file.name)
+            with open_mirror_file(mirror, file.name) as (stream, size):
+                copy_stream(stream, tmp, size, file.name)
         except (HTTPError, HTTPException, FileNotFoundError, ValueError) as error:  # ValueError: not a URL
             raise MirrorError(f"{file.name}: {error}") from None
         except OSError as error:
             raise MirrorUnreachableError(f"{file.name}: {getattr(error, 'reason', error)}") from None
-        if md5(beside) != file.md5:
-            raise MirrorError(f"{file.name}: {describe(beside, size)}, not the published file by its checksum")
+        if file_md5(tmp) != file.md5:
+            content = describe_content(tmp, size)
+            raise MirrorError(f"{file.name}: {content}, not the published file by its checksum")
 
 
 @contextmanager
-def opened(mirror: str, name: str) -> Iterator[tuple[IO[bytes], int | None]]:
-    """A mirror's file as a stream, with its size where that is known."""
+def open_mirror_file(mirror: str, name: str) -> Iterator[tuple[IO[bytes], int | None]]:
+    """The file as a stream, with its size in bytes where that is known."""
     if "://" not in mirror:
         path = Path(mirror).expanduser() / name
         with path.open("rb") as file:
             yield file, path.stat().st_size
     else:
-        with in_time(f"{mirror.rstrip('/')}/{name}") as response:
+        with open_url(f"{mirror.rstrip('/')}/{name}") as response:
             length = response.headers.get("Content-Length")
             yield response, int(length) if length else None
 
 
-def in_time(url: str) -> Any:
-    """urlopen, given up on after the time-out also where the resolver alone takes longer."""
-    answer: list[Any] = []
+def open_url(url: str) -> Any:
+    """urlopen in a thread, since its own time-out does not include the look-up of the host name."""
+    response: Future[Any] = Future()
 
-    def ask() -> None:
+    def request() -> None:
         try:
-            answer.append(urllib.request.urlopen(url, timeout=TIMEOUT))  # noqa: S310, a person's own mirror
-        except HTTPError as error:
-            error.close()  # it holds the connection open
-            answer.append(error)
-        except Exception as error:  # handed to the caller below
-            answer.append(error)
+            response.set_result(urllib.request.urlopen(url, timeout=TIMEOUT))  # noqa: S310, the user chooses the mirror
+        except Exception as error:
+            if isinstance(error, HTTPError):
+                error.close()  # closes the connection
+            response.set_exception(error)
 
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(TIMEOUT + 1)
-    if not answer:
+    threading.Thread(target=request, daemon=True).start()
+    wait([response], TIMEOUT + 1)
+    if not response.done():
         raise TimeoutError(f"no answer in {TIMEOUT:.0f} s")
-    if isinstance(answer[0], Exception):
-        raise answer[0]
-    return answer[0]
+    return response.result()
 
 
-def copy(source: IO[bytes], path: Path, size: int | None, name: str) -> None:
-    with (
-        tqdm(total=size, desc=name, unit="B", unit_scale=True, leave=False, disable=None) as bar,
-        path.open("wb") as sink,
-    ):
-        while block := source.read(BLOCK):
+def copy_stream(stream: IO[bytes], path: Path, size: int | None, name: str) -> None:
+    progress = tqdm(total=size, desc=name, unit="B", unit_scale=True, leave=False, disable=None)
+    with progress, path.open("wb") as file:
+        while block := stream.read(BLOCK):
             try:
-                sink.write(block)
-                sink.flush()
-            except OSError as error:  # the disk's fault, not the mirror's
+                file.write(block)
+                file.flush()
+            except OSError as error:  # of this disk, not of the mirror
                 raise StageError(f"{path}: cannot be written: {error}") from None
-            bar.update(len(block))
+            progress.update(len(block))
 
 
-def md5(path: Path) -> str:
+def file_md5(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def describe(path: Path, size: int | None) -> str:
-    """What came instead of the file, for whoever has to find out why."""
+def describe_content(path: Path, size: int | None) -> str:
+    """What the mirror sent instead of the file."""
     length = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(256).lstrip().lower()
     if start.startswith((b"<!doctype html", b"<html")):
         return f"an HTML page of {length} bytes"
-    if size is not None and length < size:
-        return f"{length} of {size} bytes"
-    return f"{length} bytes"
+    return f"{length} of {size} bytes" if size is not None and length < size else f"{length} bytes"
 
 
 def check_available(file: PublishedFile, mirrors: Sequence[str]) -> None:
-    """Raise what `fetch` would raise, were it to fetch the file now."""
-    with tempfile.TemporaryDirectory() as scratch:
-        download_files([file], mirrors, Path(scratch))
+    """Raise UnavailableError if no mirror delivers the file now."""
+    with tempfile.TemporaryDirectory() as folder:
+        download_files([file], mirrors, Path(folder))

@@ -1,7 +1,8 @@
-"""Portable arithmetic is in force before a library loads, and what cannot be had or contradicts it is one line."""
+"""Portable arithmetic is set before libraries load; where it is impossible or contradicted, one line says so."""
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 from conftest import ROOT
 
 from stages.core import arithmetic
-from stages.core.arithmetic import PORTABLE, configure_environment, find_obstacle, is_stage_command
+from stages.core.arithmetic import PORTABLE, configure_environment, cpu_obstacle, is_stage_command
 
 Params = Callable[..., Path]
 
@@ -23,7 +24,7 @@ def train(
     """`python -m stages.train` in an environment that has none of the variables, but for these."""
     names = {"weights": "w", "history": "h", "trace": "t", "report": "r", "environment": "e.json", "checkpoints": "c"}
     flags = [word for name, file in names.items() for word in (f"--{name}", str(folder / file))]
-    plain = {name: value for name, value in os.environ.items() if name not in PORTABLE}
+    clean = {name: value for name, value in os.environ.items() if name not in PORTABLE}
     command = [
         *(before or [sys.executable]),
         "-m",
@@ -33,10 +34,10 @@ def train(
         str(splits),
         *flags,
     ]
-    return subprocess.run(command, cwd=ROOT, env={**plain, **environment}, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=ROOT, env={**clean, **environment}, capture_output=True, text=True, check=False)
 
 
-def record(folder: Path) -> dict[str, Any]:
+def read_record(folder: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((folder / "e.json").read_text())
     return content
 
@@ -49,33 +50,33 @@ needs_portable = pytest.mark.skipif(bool(arithmetic.cpu_obstacle()), reason="not
 def test_a_stage_by_hand_and_by_torchrun_computes_portably(made: Path, tmp_path: Path, params: Params) -> None:
     assert train(tmp_path, params(SHORT), made / "splits").returncode == 0
     first = (tmp_path / "w").read_bytes()
-    assert record(tmp_path).keys() == {"arithmetic", "device", "threads", "libraries"}
-    assert record(tmp_path)["arithmetic"] == "portable"
+    assert read_record(tmp_path).keys() == {"arithmetic", "device", "threads", "libraries"}
+    assert read_record(tmp_path)["arithmetic"] == "portable"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
-    done = train(tmp_path, params(SHORT), made / "splits", *torchrun)
-    assert done.returncode == 0, done.stderr
-    assert record(tmp_path)["arithmetic"] == "portable"
+    result = train(tmp_path, params(SHORT), made / "splits", *torchrun)
+    assert result.returncode == 0, result.stderr
+    assert read_record(tmp_path)["arithmetic"] == "portable"
     assert (tmp_path / "w").read_bytes() == first
 
 
 def test_native_arithmetic_records_the_cpu(made: Path, tmp_path: Path, params: Params) -> None:
-    done = train(tmp_path, params({**SHORT, "machine.arithmetic": "native"}), made / "splits", OPENBLAS_CORETYPE="Zen")
-    assert done.returncode == 0, done.stderr
-    found = record(tmp_path)
-    assert found["arithmetic"] == "native"
-    assert found["cpu"] == arithmetic.describe_cpu() != ""
-    assert found["instruction_set"]
-    assert "not_portable" not in found
+    result = train(
+        tmp_path, params({**SHORT, "machine.arithmetic": "native"}), made / "splits", OPENBLAS_CORETYPE="Zen"
+    )
+    assert result.returncode == 0, result.stderr
+    record = read_record(tmp_path)
+    assert record["arithmetic"] == "native"
+    assert record["cpu"] == arithmetic.describe_cpu() != ""
+    assert record["instruction_set"]
+    assert "not_portable" not in record
 
 
 @needs_portable
 @pytest.mark.parametrize("name", PORTABLE)
-def test_a_persons_own_setting_that_contradicts_is_one_line(
-    name: str, made: Path, tmp_path: Path, params: Params
-) -> None:
-    done = train(tmp_path, params(SHORT), made / "splits", **{name: "default"})
-    assert done.returncode == 1
-    assert done.stderr == (
+def test_a_contradicting_variable_is_one_line(name: str, made: Path, tmp_path: Path, params: Params) -> None:
+    result = train(tmp_path, params(SHORT), made / "splits", **{name: "default"})
+    assert result.returncode == 1
+    assert result.stderr == (
         f"train: machine.arithmetic: portable needs {name}={PORTABLE[name]}, but the environment sets it to default: "
         "unset it, or set machine.arithmetic to native\n"
     )
@@ -83,28 +84,28 @@ def test_a_persons_own_setting_that_contradicts_is_one_line(
 
 
 @needs_portable
-def test_a_persons_own_setting_that_agrees_or_is_of_something_else_stays() -> None:
+def test_variables_that_the_user_has_set_stay() -> None:
     environment = {"MKL_CBWR": "compatible", "GOMP_SPINCOUNT": "7"}
     configure_environment(["python", "-m", "stages.train", "--params", str(ROOT / "params.yaml")], environment)
     assert environment == {**PORTABLE, "MKL_CBWR": "compatible", "GOMP_SPINCOUNT": "7"}
 
 
 @needs_portable
-def test_a_program_that_has_set_nothing_is_told_so(made: Path, tmp_path: Path, params: Params) -> None:
+def test_a_program_without_the_variables_is_told_which_to_set(made: Path, tmp_path: Path, params: Params) -> None:
     program = f"""
 from pathlib import Path
 from stages.core.device import prepare_device
 from stages.core.params import Machine, read_section
 prepare_device(read_section(Path({str(params(SHORT))!r}), "machine", Machine))
 """
-    plain = {name: value for name, value in os.environ.items() if name not in PORTABLE}
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env=plain, capture_output=True, text=True, check=False
+    clean = {name: value for name, value in os.environ.items() if name not in PORTABLE}
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=clean, capture_output=True, text=True, check=False
     )
-    assert "needs ATEN_CPU_CAPABILITY=avx2 before torch is imported: run the stage as a command" in done.stderr
+    assert "needs ATEN_CPU_CAPABILITY=avx2 before torch is imported: run the stage as a command" in result.stderr
 
 
-def test_where_it_cannot_be_had_is_said_and_recorded_and_the_run_goes_on(
+def test_where_it_is_impossible_the_stage_says_so_records_it_and_goes_on(
     made: Path, tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from stages.train import train as stage
@@ -121,12 +122,12 @@ def test_where_it_cannot_be_had_is_said_and_recorded_and_the_run_goes_on(
         arithmetic.cpu_fields.cache_clear()
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "portable" in line]
     assert line.startswith("machine.arithmetic: portable is not possible here, since the CPU has no AVX2")
-    found = record(tmp_path)
-    assert (found["arithmetic"], found["not_portable"]) == ("native", "the CPU has no AVX2")
-    assert found["cpu"].startswith("OldMaker, Old One, features ")
+    record = read_record(tmp_path)
+    assert (record["arithmetic"], record["not_portable"]) == ("native", "the CPU has no AVX2")
+    assert record["cpu"].startswith("OldMaker, Old One, features ")
 
 
-def test_on_a_gpu_or_mps_it_cannot_be_had_and_a_contradicting_variable_does_not_matter() -> None:
+def test_on_a_gpu_or_mps_it_is_impossible() -> None:
     import torch
 
     from stages.core.device import environment_record, portable_obstacle
@@ -136,12 +137,12 @@ def test_on_a_gpu_or_mps_it_cannot_be_had_and_a_contradicting_variable_does_not_
     assert portable_obstacle(machine, torch.device("cpu")) == arithmetic.cpu_obstacle()
     obstacle = arithmetic.cpu_obstacle() or "the device is mps"
     assert portable_obstacle(machine, torch.device("mps")) == obstacle
-    found = environment_record(machine, torch.device("mps"))
-    assert (found["arithmetic"], found["device"], found["not_portable"]) == ("native", "mps", obstacle)
-    assert found["cpu"] == arithmetic.describe_cpu()
+    record = environment_record(machine, torch.device("mps"))
+    assert (record["arithmetic"], record["device"], record["not_portable"]) == ("native", "mps", obstacle)
+    assert record["cpu"] == arithmetic.describe_cpu()
 
 
-def test_a_cpu_of_arm_is_told_by_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_of_arm_is_described_by_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arithmetic, "CPUINFO", tmp_path / "cpuinfo")
     described = []
     for part in ("0xd0c", "0xd40"):
@@ -154,7 +155,7 @@ def test_a_cpu_of_arm_is_told_by_its_parts(tmp_path: Path, monkeypatch: pytest.M
     assert described[0] != described[1]
 
 
-def test_native_arithmetic_sets_how_threads_wait_alone(params: Params) -> None:
+def test_native_arithmetic_sets_only_how_threads_wait(params: Params) -> None:
     environment: dict[str, str] = {}
     configure_environment(
         ["python", "-m", "stages.train", f"--params={params({'machine.arithmetic': 'native'})}"], environment
@@ -171,11 +172,16 @@ def test_native_arithmetic_sets_how_threads_wait_alone(params: Params) -> None:
         ("Darwin", "arm64", "", "the system is Darwin, not Linux"),
     ],
 )
-def test_portable_is_for_linux_on_x86_64_with_avx2(system: str, machine: str, flags: str, obstacle: str) -> None:
-    assert find_obstacle(system, machine, flags) == obstacle
+def test_portable_is_for_linux_on_x86_64_with_avx2(
+    system: str, machine: str, flags: str, obstacle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "system", lambda: system)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(arithmetic, "cpu_fields", lambda: {"flags": flags})
+    assert cpu_obstacle() == obstacle
 
 
-def test_only_a_stages_own_command_is_configured() -> None:
+def test_only_the_command_of_a_stage_is_configured() -> None:
     assert is_stage_command(["python", "-u", "-m", "stages.train", "--params", "p"])
     assert not is_stage_command(["python", "-m", "pytest", "stages.train"])
     assert not is_stage_command(["python", "-c", "import stages.train"])

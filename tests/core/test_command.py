@@ -1,13 +1,14 @@
-"""A stage as a command: its flags, its problems, its end."""
+"""A stage as a command: its flags, its errors, how it ends."""
 
 import os
+import queue
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked wit
 STAGE = """
 import os, signal, sys, time
 from pathlib import Path
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born deaf to it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 time.sleep(float(os.environ.get("IMPORTING", 0)))
 from stages.core.command import run_stage
 
@@ -35,63 +36,63 @@ run_stage(sleepy)
 
 
 @pytest.fixture
-def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+def run_command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Run a stage in this process with flags; gives the exit status."""
     monkeypatch.setattr(command, "end_when_orphaned", lambda: None)
 
     def run(stage: Callable[..., None], *flags: str) -> int:
         monkeypatch.setattr(sys, "argv", ["stage", *flags])
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as caught:
             command.run_stage(stage)
-        assert isinstance(ended.value.code, int)
-        return ended.value.code
+        assert isinstance(caught.value.code, int)
+        return caught.value.code
 
     return run
 
 
-def test_flags_are_made_from_the_signature(start: Callable[..., int]) -> None:
-    given: list[object] = []
+def test_flags_are_made_from_the_signature(run_command: Callable[..., int]) -> None:
+    arguments: list[object] = []
 
     def stage(*, params: Path, check: bool = False) -> None:
-        given.extend([params, check])
+        arguments.extend([params, check])
 
-    assert start(stage, "--params", "a/b.yaml", "--check") == 0
-    assert given == [Path("a/b.yaml"), True]
+    assert run_command(stage, "--params", "a/b.yaml", "--check") == 0
+    assert arguments == [Path("a/b.yaml"), True]
 
 
 @pytest.mark.parametrize("flags", [["--unknown", "1"], ["--params", "a", "--unknown"], [], ["--params"]])
-def test_wrong_flags_end_it_before_any_work(flags: list[str], start: Callable[..., int]) -> None:
+def test_wrong_flags_end_it_before_any_work(flags: list[str], run_command: Callable[..., int]) -> None:
     def stage(*, params: Path) -> None:
         pytest.fail("ran")
 
-    assert start(stage, *flags) != 0
+    assert run_command(stage, *flags) != 0
 
 
-@pytest.mark.parametrize(("problem", "status"), [(StageError, 1), (UnavailableError, 69)])
-def test_a_problem_is_one_line_and_a_status(
-    problem: type[StageError], status: int, start: Callable[..., int], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("error", "status"), [(StageError, 1), (UnavailableError, 69)])
+def test_an_error_is_one_line_and_a_status(
+    error: type[StageError], status: int, run_command: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stage() -> None:
-        raise problem("a.png: broken")
+        raise error("a.png: broken")
 
-    assert start(stage) == status
+    assert run_command(stage) == status
     assert capsys.readouterr() == ("", "stage: a.png: broken\n")
 
 
-def test_under_dvc_a_problem_says_how_to_restore_the_outputs(
-    start: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_under_dvc_an_error_says_how_to_restore_the_outputs(
+    run_command: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stage() -> None:
         raise StageError("a.png: broken")
 
     monkeypatch.setenv("DVC_STAGE", "stage")
-    assert start(stage) == 1
+    assert run_command(stage) == 1
     first, second = capsys.readouterr().err.splitlines()
     assert first == "stage: a.png: broken"
     assert "dvc checkout" in second
 
 
-def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def stage() -> None:
         raise ZeroDivisionError
 
@@ -103,10 +104,10 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPa
 
 def test_the_command_line_of_a_stage_ends_with_1_and_one_line(tmp_path: Path) -> None:
     flags = ["--params", "none.yaml", "--own", "own", "--raw", str(tmp_path / "raw")]
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "stages.download", *flags], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
-    assert (done.returncode, done.stderr) == (1, "download: none.yaml: there is no such params file\n")
+    assert (result.returncode, result.stderr) == (1, "download: none.yaml: there is no such params file\n")
 
 
 def wait_for(path: Path) -> psutil.Process:
@@ -116,8 +117,8 @@ def wait_for(path: Path) -> psutil.Process:
     return psutil.Process(int(path.read_text()))
 
 
-def gone(process: psutil.Process) -> bool:
-    """Ended; in a container nobody may collect a zombie."""
+def has_ended(process: psutil.Process) -> bool:
+    """A zombie counts: in a container it may stay one."""
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -138,7 +139,7 @@ def test_ctrl_c_ends_it_with_130(tmp_path: Path) -> None:
     assert errors == "sleepy: interrupted\n"
 
 
-def test_a_stage_of_dvc_ends_also_when_dvc_was_killed_while_it_was_still_importing(tmp_path: Path) -> None:
+def test_a_stage_under_dvc_ends_if_dvc_was_killed_while_it_imported(tmp_path: Path) -> None:
     (tmp_path / "stage.py").write_text(STAGE)
     words = [sys.executable, str(tmp_path / "stage.py"), "--pid", str(tmp_path / "pid")]
     program = f"import subprocess; child = subprocess.Popen({words!r}); print(child.pid, flush=True); child.wait()"
@@ -148,53 +149,82 @@ def test_a_stage_of_dvc_ends_also_when_dvc_was_killed_while_it_was_still_importi
         stage = psutil.Process(int(parent.stdout.readline()))
         parent.kill()
     stage.wait(timeout=30)
-    assert not (tmp_path / "pid").exists(), "it worked on"
+    assert not (tmp_path / "pid").exists(), "the stage went on"
 
 
 @pytest.mark.parametrize("shell", [False, True], ids=["directly", "by a shell of DVC"])
-def test_a_stage_of_dvc_ends_when_what_started_it_was_killed(shell: bool, tmp_path: Path) -> None:
-    stage = orphaned(tmp_path, shell, DVC_STAGE="sleepy")
+def test_a_stage_under_dvc_ends_when_its_starter_is_killed(shell: bool, tmp_path: Path) -> None:
+    stage = start_orphan(tmp_path, shell, DVC_STAGE="sleepy")
     deadline = time.monotonic() + 5
-    while not gone(stage) and time.monotonic() < deadline:
+    while not has_ended(stage) and time.monotonic() < deadline:
         time.sleep(0.05)
-    ended = gone(stage)
-    if not ended:
+    has_stopped = has_ended(stage)
+    if not has_stopped:
         stage.kill()
-    assert ended
+    assert has_stopped
 
 
 def test_a_stage_that_a_person_started_outlives_its_shell(tmp_path: Path) -> None:
-    """As `nohup python -m stages.train … &` has it."""
-    stage = orphaned(tmp_path, shell=True)
+    """As with `nohup python -m stages.train … &`."""
+    stage = start_orphan(tmp_path, shell=True)
     time.sleep(2)
-    outlived = not gone(stage)
+    is_running = not has_ended(stage)
     stage.kill()
-    assert outlived
+    assert is_running
 
 
-def orphaned(tmp_path: Path, shell: bool, **more: str) -> psutil.Process:
+def start_orphan(tmp_path: Path, shell: bool, **more: str) -> psutil.Process:
     """A running stage whose parent has just been killed."""
     (tmp_path / "stage.py").write_text(STAGE)
     line = f"{sys.executable} {tmp_path / 'stage.py'} --pid {tmp_path / 'pid'}"
-    started = ["sh", "-c", f"{line}; true"] if shell else line.split()
-    program = f"import subprocess; subprocess.run({started!r})"
+    child = ["sh", "-c", f"{line}; true"] if shell else line.split()
+    program = f"import subprocess; subprocess.run({child!r})"
     with subprocess.Popen([sys.executable, "-c", program], env=environment(**more)) as parent:
         stage = wait_for(tmp_path / "pid")
         time.sleep(0.5)
-        assert not gone(stage)
+        assert not has_ended(stage)
         parent.kill()
     return stage
 
 
-def test_the_watch_ends_the_process_once_its_parent_is_another(
+@pytest.mark.parametrize(
+    ("ancestors", "count"),
+    [
+        ([(9, "python"), (8, "bash")], 1),
+        ([(9, "sh"), (8, "dvc"), (7, "bash")], 2),
+        ([(9, "sh"), (8, "bash"), (7, "dvc")], 3),
+        ([(9, "sh"), (1, "sh")], 2),
+        ([], 0),
+    ],
+)
+def test_the_starting_processes_are_the_shells_and_what_started_them(
+    ancestors: list[tuple[int, str]], count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parents = [SimpleNamespace(pid=pid, name=lambda name=name: name) for pid, name in ancestors]
+    monkeypatch.setattr(psutil.Process, "parents", lambda _: parents)
+    assert command.starting_processes() == parents[:count]
+
+
+def test_an_ended_process_is_not_alive_even_as_a_zombie() -> None:
+    child = psutil.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert command.is_alive(child)
+    assert command.is_in_process_group(child)
+    child.stdin.close()
+    deadline = time.monotonic() + 20
+    while command.is_alive(child) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not command.is_alive(child)
+    child.wait()
+    assert not command.is_alive(child)
+    assert not command.is_in_process_group(child)
+
+
+def test_a_parent_that_has_ended_ends_the_stage(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def ended(status: int) -> NoReturn:
-        raise SystemExit(status)
-
-    monkeypatch.setattr(os, "_exit", ended)
-    me = psutil.Process()
-    with pytest.raises(SystemExit, match="1"):
-        command.watch([(me, os.getppid()), (me, -1)], 0.01)
+    statuses: queue.Queue[int] = queue.Queue()
+    monkeypatch.setattr(os, "_exit", statuses.put)
+    monkeypatch.setattr(command, "is_alive", lambda _: False)
+    command.end_when_orphaned(0.01)
+    assert statuses.get(timeout=10) == 1
     assert "is gone" in capsys.readouterr().err
-    assert command.ancestors() == [(me, os.getppid())]

@@ -17,8 +17,8 @@ assert {pool["user_api"] for pool in pools} >= {"openmp", "blas"}, pools
 assert {pool["num_threads"] for pool in pools} == {1}, pools
 assert torch.get_num_threads() == 1
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 def test_numbers_too_small_to_be_fast_with_are_zero_in_every_thread() -> None:
@@ -31,5 +31,5 @@ small = torch.full((1_000_000,), 2e-38)
 assert small.count_nonzero() == len(small)
 assert (small * 0.1).count_nonzero() == 0
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

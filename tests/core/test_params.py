@@ -1,4 +1,4 @@
-"""params.yaml: what is wrong in it is one line that names the key."""
+"""params.yaml: an error in it is one line that names the key."""
 
 from pathlib import Path
 
@@ -13,14 +13,14 @@ MACHINE = "machine: {device: cpu, threads: 1}"
 PREPROCESS = "preprocess: {size: 28, channels: 1, validation_fraction: 0.05, test_fraction: 0.2, seed: 0}"
 
 
-def written(tmp_path: Path, text: str) -> Path:
+def write_file(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "params.yaml"
     path.write_text(text)
     return path
 
 
 def test_a_section_is_read_and_frozen(tmp_path: Path) -> None:
-    section = read_section(written(tmp_path, f"{MACHINE}\n{PREPROCESS}"), "preprocess", Preprocess)
+    section = read_section(write_file(tmp_path, f"{MACHINE}\n{PREPROCESS}"), "preprocess", Preprocess)
     assert (section.size, section.validation_fraction) == (28, 0.05)
     with pytest.raises(ValueError, match="frozen"):
         section.size = 14  # type: ignore[misc]
@@ -59,7 +59,7 @@ def test_a_section_is_read_and_frozen(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_is_one_line_that_names_the_key(text: str, message: str, tmp_path: Path) -> None:
-    path = written(tmp_path, text)
+    path = write_file(tmp_path, text)
     with pytest.raises(StageError) as caught:
         read_section(path, "preprocess", Preprocess)
     assert str(caught.value).startswith(f"{path}: {message}")
@@ -67,13 +67,13 @@ def test_what_is_wrong_is_one_line_that_names_the_key(text: str, message: str, t
 
 
 def test_several_wrong_keys_are_all_named(tmp_path: Path) -> None:
-    path = written(tmp_path, "machine: {device: tpu, threads: 0}")
+    path = write_file(tmp_path, "machine: {device: tpu, threads: 0}")
     with pytest.raises(StageError, match=r"machine\.device: .*; .*machine\.threads: "):
         read_section(path, "machine", Machine)
 
 
 def test_each_renamed_param_is_named_with_its_new_name_and_nothing_else_is(tmp_path: Path) -> None:
-    path = written(tmp_path, PREPROCESS.replace("_fraction", ""))
+    path = write_file(tmp_path, PREPROCESS.replace("_fraction", ""))
     with pytest.raises(StageError) as caught:
         read_section(path, "preprocess", Preprocess)
     assert str(caught.value) == (
@@ -95,7 +95,7 @@ def test_a_file_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("text", "number"), [("1e-3", 0.001), ("0", 0.0), (".25", 0.25), ("5.0e-2", 0.05)])
 def test_numbers_may_be_written_as_people_write_them(text: str, number: float, tmp_path: Path) -> None:
-    path = written(tmp_path, PREPROCESS.replace("0.05", text))
+    path = write_file(tmp_path, PREPROCESS.replace("0.05", text))
     assert read_section(path, "preprocess", Preprocess).validation_fraction == number
 
 

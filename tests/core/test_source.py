@@ -14,20 +14,22 @@ Params = Callable[..., Path]
 
 
 @pytest.fixture
-def here(tmp_path: Path, params: Params) -> Path:
+def copy_of_stages(tmp_path: Path, params: Params) -> Path:
     """A folder with the stages' source and a params file."""
     shutil.copytree(ROOT / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("__pycache__"))
     params({"train.epochs": 0, "train.min_steps": 400, "train.points": 400})
     return tmp_path
 
 
-def train_while(here: Path, splits: Path, change: Callable[[], object]) -> tuple[int, str]:
-    """The status and the last line of a training during which something changed."""
+def train_during(copy_of_stages: Path, splits: Path, change: Callable[[], object]) -> tuple[int, str]:
+    """The exit status and last line of a training during which `change` is called."""
     names = ("weights", "history", "trace", "report", "environment", "checkpoints")
-    flags = [word for name in names for word in (f"--{name}", str(here / "out" / name))]
+    flags = [word for name in names for word in (f"--{name}", str(copy_of_stages / "out" / name))]
     command = [sys.executable, "-m", "stages.train", "--params", "params.yaml", "--splits", str(splits), *flags]
-    with subprocess.Popen(command, cwd=here, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        until(lambda: (here / "out" / "history").exists() or process.poll() is not None, 60)
+    with subprocess.Popen(
+        command, cwd=copy_of_stages, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        until(lambda: (copy_of_stages / "out" / "history").exists() or process.poll() is not None, 60)
         change()
         _, errors = process.communicate(timeout=120)
     return process.returncode, errors.strip().splitlines()[-1] if errors.strip() else ""
@@ -39,28 +41,28 @@ def replace(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
-def test_a_param_of_the_stage_that_changed_fails_it(here: Path, made: Path) -> None:
+def test_a_param_of_the_stage_that_changed_fails_it(copy_of_stages: Path, made: Path) -> None:
     def change() -> None:
-        replace(here / "params.yaml", '"learning_rate": 0.005', '"learning_rate": 0.001')
+        replace(copy_of_stages / "params.yaml", '"learning_rate": 0.005', '"learning_rate": 0.001')
 
-    assert train_while(here, made / "splits", change) == (
+    assert train_during(copy_of_stages, made / "splits", change) == (
         1,
         "train: train.learning_rate changed while it ran: its outputs belong to the former version; run it again",
     )
 
 
-def test_its_source_that_changed_fails_it(here: Path, made: Path) -> None:
+def test_a_source_file_of_the_stage_that_changed_fails_it(copy_of_stages: Path, made: Path) -> None:
     def change() -> None:
-        replace(here / "stages" / "training" / "history.py", "FLUSH_INTERVAL = 50", "FLUSH_INTERVAL = 51")
+        replace(copy_of_stages / "stages" / "training" / "history.py", "FLUSH_INTERVAL = 50", "FLUSH_INTERVAL = 51")
 
-    status, line = train_while(here, made / "splits", change)
+    status, line = train_during(copy_of_stages, made / "splits", change)
     assert status == 1
     assert line.startswith("train: stages/training/history.py changed while it ran")
 
 
-def test_what_the_stage_does_not_depend_on_may_change(here: Path, made: Path) -> None:
+def test_what_the_stage_does_not_depend_on_may_change(copy_of_stages: Path, made: Path) -> None:
     def change() -> None:
-        replace(here / "params.yaml", '"min_accuracy": 0.97', '"min_accuracy": 0.98')
-        replace(here / "stages" / "evaluate.py", "[:12]", "[:13]")
+        replace(copy_of_stages / "params.yaml", '"min_accuracy": 0.97', '"min_accuracy": 0.98')
+        replace(copy_of_stages / "stages" / "evaluate.py", "[:12]", "[:13]")
 
-    assert train_while(here, made / "splits", change)[0] == 0
+    assert train_during(copy_of_stages, made / "splits", change)[0] == 0

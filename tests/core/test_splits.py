@@ -1,4 +1,4 @@
-"""The folder of splits: memory-mapped arrays, their description, and the seeded share of each class."""
+"""The folder of splits: memory-mapped arrays, their description, and the stratified mask."""
 
 from pathlib import Path
 
@@ -12,10 +12,10 @@ LABELS = np.repeat(np.arange(4), (100, 50, 10, 240))
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.25, 0.5, 0.9])
-def test_each_class_gives_the_same_share(fraction: float) -> None:
-    taken = stratified_mask(LABELS, fraction, 0)
-    np.testing.assert_allclose(np.bincount(LABELS[taken], minlength=4), np.bincount(LABELS) * fraction, atol=1)
-    assert taken.sum() == round(len(LABELS) * fraction)
+def test_each_class_gives_the_same_fraction(fraction: float) -> None:
+    mask = stratified_mask(LABELS, fraction, 0)
+    np.testing.assert_allclose(np.bincount(LABELS[mask], minlength=4), np.bincount(LABELS) * fraction, atol=1)
+    assert mask.sum() == round(len(LABELS) * fraction)
 
 
 def test_the_seed_alone_chooses_the_items() -> None:
@@ -26,12 +26,12 @@ def test_the_seed_alone_chooses_the_items() -> None:
 
 def test_images_written_in_blocks_are_read_from_disk(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (10, 1, 6, 6), dtype=np.uint8)
-    with npy_writer(tmp_path / "train-images.npy", images.shape, "u1") as array:
-        array.write(images[:7])
-        array.write(images[7:])
-    found = read_images(tmp_path, "train")
-    assert isinstance(found, np.memmap)
-    np.testing.assert_array_equal(found, images)
+    with npy_writer(tmp_path / "train-images.npy", images.shape, "u1") as file:
+        file.write(images[:7].data)
+        file.write(images[7:].data)
+    images_read = read_images(tmp_path, "train")
+    assert isinstance(images_read, np.memmap)
+    np.testing.assert_array_equal(images_read, images)
 
 
 def test_an_empty_split_is_read(tmp_path: Path) -> None:
@@ -44,13 +44,13 @@ def test_an_empty_split_is_read(tmp_path: Path) -> None:
 
 def test_a_file_short_of_its_shape_is_noticed_at_once(tmp_path: Path) -> None:
     with (
-        pytest.raises(AssertionError, match="36 numbers short"),
-        npy_writer(tmp_path / "a.npy", (2, 36), "u1") as array,
+        pytest.raises(AssertionError, match="36 bytes short"),
+        npy_writer(tmp_path / "a.npy", (2, 36), "u1") as file,
     ):
-        array.write(np.zeros((1, 36), np.uint8))
+        file.write(bytes(36))
 
 
-def damaged(path: Path) -> None:
+def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
@@ -58,7 +58,7 @@ def damaged(path: Path) -> None:
     ("change", "message"),
     [
         (Path.unlink, "missing; run `dvc repro preprocess`"),
-        (damaged, "not a whole .npy file"),
+        (truncate, "not a whole .npy file"),
         (lambda path: path.write_bytes(b""), "not a whole .npy file"),
         (lambda path: np.save(path, np.zeros((100, 2))), "has 2 dimensions where 4 should be"),
     ],

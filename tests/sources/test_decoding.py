@@ -1,4 +1,4 @@
-"""An image file of any mode, as people see it."""
+"""Image files of any mode are decoded as people see them."""
 
 import io
 from pathlib import Path
@@ -14,11 +14,11 @@ GREY = np.array([[0, 64, 128], [192, 255, 32]], np.uint8)
 RED, HALF_RED = (255, 0, 0), (255, 128, 128)
 
 
-def painted(mode: str, color: object) -> Image.Image:
+def plain_image(mode: str, color: object) -> Image.Image:
     return Image.new(mode, (3, 2), color)  # type: ignore[arg-type]
 
 
-def palette(**options: object) -> Image.Image:
+def palette_image(**options: object) -> Image.Image:
     """Red and, at index 1, blue."""
     image = Image.new("P", (3, 2), 0)
     image.putpalette([255, 0, 0, 0, 0, 255])
@@ -30,23 +30,23 @@ def palette(**options: object) -> Image.Image:
 @pytest.mark.parametrize(
     ("image", "suffix", "expected"),
     [
-        (painted("1", 1), "png", (255, 255, 255)),
-        (painted("L", 77), "png", (77, 77, 77)),
-        (painted("LA", (0, 255)), "png", (0, 0, 0)),
-        (painted("LA", (0, 0)), "png", (255, 255, 255)),
-        (painted("P", 0), "png", (0, 0, 0)),
-        (palette(), "png", RED),
-        (palette(transparency=0), "png", (255, 255, 255)),
-        (palette(transparency=b"\x80\xff"), "png", (255, 127, 127)),
-        (painted("RGB", RED), "png", RED),
-        (painted("RGBA", (255, 0, 0, 255)), "png", RED),
-        (painted("RGBA", (255, 0, 0, 0)), "png", (255, 255, 255)),
-        (painted("RGBA", (255, 0, 0, 127)), "png", HALF_RED),
-        (painted("L", 77), "jpg", (77, 77, 77)),
-        (painted("RGB", (10, 20, 30)), "jpg", (10, 20, 30)),
-        (painted("CMYK", (0, 0, 0, 0)), "jpg", (255, 255, 255)),
-        (painted("CMYK", (0, 0, 0, 255)), "jpg", (0, 0, 0)),
-        (painted("I;16", 65535), "png", (255, 255, 255)),
+        (plain_image("1", 1), "png", (255, 255, 255)),
+        (plain_image("L", 77), "png", (77, 77, 77)),
+        (plain_image("LA", (0, 255)), "png", (0, 0, 0)),
+        (plain_image("LA", (0, 0)), "png", (255, 255, 255)),
+        (plain_image("P", 0), "png", (0, 0, 0)),
+        (palette_image(), "png", RED),
+        (palette_image(transparency=0), "png", (255, 255, 255)),
+        (palette_image(transparency=b"\x80\xff"), "png", (255, 127, 127)),
+        (plain_image("RGB", RED), "png", RED),
+        (plain_image("RGBA", (255, 0, 0, 255)), "png", RED),
+        (plain_image("RGBA", (255, 0, 0, 0)), "png", (255, 255, 255)),
+        (plain_image("RGBA", (255, 0, 0, 127)), "png", HALF_RED),
+        (plain_image("L", 77), "jpg", (77, 77, 77)),
+        (plain_image("RGB", (10, 20, 30)), "jpg", (10, 20, 30)),
+        (plain_image("CMYK", (0, 0, 0, 0)), "jpg", (255, 255, 255)),
+        (plain_image("CMYK", (0, 0, 0, 255)), "jpg", (0, 0, 0)),
+        (plain_image("I;16", 65535), "png", (255, 255, 255)),
     ],
     ids=lambda value: f"{value.mode} {value.getpixel((0, 0))}" if isinstance(value, Image.Image) else None,
 )
@@ -97,18 +97,20 @@ def test_a_photograph_stands_upright(orientation: int, upright: np.ndarray, tmp_
     exif[0x0112] = orientation
     big, path = Image.fromarray(np.kron(GREY, np.ones((8, 8), np.uint8))), tmp_path / "photo.jpg"
     big.save(path, exif=exif, quality=100)
-    found = decode_image(path, 1)[4::8, 4::8]  # the middle of each square
-    np.testing.assert_allclose(found.astype(int), upright, atol=3)
+    result = decode_image(path, 1)[4::8, 4::8]  # the middle of each square
+    np.testing.assert_allclose(result.astype(int), upright, atol=3)
 
 
-def png() -> bytes:
+def noise_png() -> bytes:
     file = io.BytesIO()
     Image.effect_noise((16, 16), 50).save(file, "png")
     return file.getvalue()
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"not an image", png()[:20], png()[:-30], png().replace(b"IDAT", b"IDAX")], ids=range(5)
+    "content",
+    [b"", b"not an image", noise_png()[:20], noise_png()[:-30], noise_png().replace(b"IDAT", b"IDAX")],
+    ids=range(5),
 )
 def test_a_broken_file_is_one_line_that_names_it(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "broken.png"
@@ -124,7 +126,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         decode_image(tmp_path / "gone.png", 1)
 
 
-def test_a_picture_too_large_to_be_honest_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_of_too_many_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("L", (30, 30)).save(tmp_path / "huge.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(StageError, match="not a readable image"):
@@ -134,9 +136,9 @@ def test_a_picture_too_large_to_be_honest_is_refused(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize("shape", [(7, 3), (7, 3, 3), (28, 28), (40, 9)])
 def test_an_image_of_any_size_is_stretched_to_a_square(shape: tuple[int, ...]) -> None:
     image = np.full(shape, 90, np.uint8)
-    found = resize_image(image, 14)
-    assert (found.shape, found.dtype) == ((14, 14, *shape[2:]), np.uint8)
-    assert (found == 90).all()
+    result = resize_image(image, 14)
+    assert (result.shape, result.dtype) == ((14, 14, *shape[2:]), np.uint8)
+    assert (result == 90).all()
 
 
 def test_an_image_of_the_right_size_is_untouched() -> None:

@@ -1,4 +1,4 @@
-"""A person's images: where they stand, what classes they make, and what is wrong with them."""
+"""Your own images: their folders, their classes, and errors in them."""
 
 import json
 import shutil
@@ -16,9 +16,9 @@ from stages.preprocess import preprocess
 Fetch = Callable[[], Path]
 
 
-def add(own: Path, *names: str) -> None:
+def write_images(own_images: Path, *names: str) -> None:
     for number, name in enumerate(names):
-        path = own / name
+        path = own_images / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix in (".png", ".jpg", ".jpeg", ".PNG"):
             Image.linear_gradient("L").rotate(45 * number).resize((8, 8)).save(path)
@@ -27,24 +27,24 @@ def add(own: Path, *names: str) -> None:
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Path:
+def own_images(tmp_path: Path) -> Path:
     return tmp_path / "own"
 
 
 @pytest.fixture
-def fetch(params: Params, tmp_path: Path, own: Path) -> Fetch:
+def fetch(params: Params, tmp_path: Path, own_images: Path) -> Fetch:
     def run() -> Path:
-        download(params=params({"download.dataset": "own"}), own=own, raw=tmp_path / "raw")
+        download(params=params({"download.dataset": "own"}), own=own_images, raw=tmp_path / "raw")
         return tmp_path / "raw"
 
     return run
 
 
-def source(raw: Path) -> dict[str, object]:
+def read_source(raw: Path) -> dict[str, object]:
     return dict(json.loads((raw / "source.json").read_text()))
 
 
-def counts(params: Params, raw: Path, tmp_path: Path) -> dict[str, list[int]]:
+def count_images(params: Params, raw: Path, tmp_path: Path) -> dict[str, list[int]]:
     """The number of images of each class in each split, as preprocess finds them."""
     splits = tmp_path / "splits"
     changes = {"size": 8, "validation_fraction": 0.2, "test_fraction": 1 / 3}
@@ -53,28 +53,30 @@ def counts(params: Params, raw: Path, tmp_path: Path) -> dict[str, list[int]]:
     return dict(json.loads((splits / "about.json").read_text())["counts_by_class"])
 
 
-def test_class_folders_alone_are_split_by_a_seed(fetch: Fetch, own: Path, params: Params, tmp_path: Path) -> None:
-    add(own, *(f"{name}/{number}.png" for name in ("cat", "dog") for number in range(15)))
+def test_class_folders_alone_are_split_by_a_seed(
+    fetch: Fetch, own_images: Path, params: Params, tmp_path: Path
+) -> None:
+    write_images(own_images, *(f"{name}/{number}.png" for name in ("cat", "dog") for number in range(15)))
     raw = fetch()
-    assert (raw / "cat/3.png").read_bytes() == (own / "cat/3.png").read_bytes()
-    assert counts(params, raw, tmp_path) == {"train": [8, 8], "validation": [2, 2], "test": [5, 5]}
+    assert (raw / "cat/3.png").read_bytes() == (own_images / "cat/3.png").read_bytes()
+    assert count_images(params, raw, tmp_path) == {"train": [8, 8], "validation": [2, 2], "test": [5, 5]}
 
 
-def test_train_and_test_folders_are_kept_apart(fetch: Fetch, own: Path, params: Params, tmp_path: Path) -> None:
-    add(own, *(f"train/{name}/{number}.png" for name in ("cat", "dog") for number in range(5)))
-    add(own, *(f"test/{name}/{number}.png" for name in ("cat", "dog") for number in range(3)))
-    assert counts(params, fetch(), tmp_path) == {"train": [4, 4], "validation": [1, 1], "test": [3, 3]}
+def test_train_and_test_folders_are_kept_apart(fetch: Fetch, own_images: Path, params: Params, tmp_path: Path) -> None:
+    write_images(own_images, *(f"train/{name}/{number}.png" for name in ("cat", "dog") for number in range(5)))
+    write_images(own_images, *(f"test/{name}/{number}.png" for name in ("cat", "dog") for number in range(3)))
+    assert count_images(params, fetch(), tmp_path) == {"train": [4, 4], "validation": [1, 1], "test": [3, 3]}
 
 
-def test_numbered_classes_are_sorted_as_numbers_and_come_before_names(fetch: Fetch, own: Path) -> None:
-    add(own, "10/1.png", "2/1.png", "0/1.png", "ant/1.png")
-    assert source(fetch())["classes"] == ["0", "2", "10", "ant"]
+def test_numbered_classes_are_sorted_as_numbers_and_come_before_names(fetch: Fetch, own_images: Path) -> None:
+    write_images(own_images, "10/1.png", "2/1.png", "0/1.png", "ant/1.png")
+    assert read_source(fetch())["classes"] == ["0", "2", "10", "ant"]
 
 
-def test_hidden_files_and_folders_are_ignored(fetch: Fetch, own: Path) -> None:
-    add(own, "cat/1.png", "dog/1.PNG", "cat/.DS_Store", "cat/._1.png", ".git/config", ".DS_Store")
+def test_hidden_files_and_folders_are_ignored(fetch: Fetch, own_images: Path) -> None:
+    write_images(own_images, "cat/1.png", "dog/1.PNG", "cat/.DS_Store", "cat/._1.png", ".git/config", ".DS_Store")
     raw = fetch()
-    assert source(raw)["classes"] == ["cat", "dog"]
+    assert read_source(raw)["classes"] == ["cat", "dog"]
     assert sorted(path.relative_to(raw).as_posix() for path in raw.rglob("*.*")) == [
         "cat/1.png",
         "dog/1.PNG",
@@ -82,16 +84,21 @@ def test_hidden_files_and_folders_are_ignored(fetch: Fetch, own: Path) -> None:
     ]
 
 
-def test_hidden_folders_within_a_class_are_ignored(fetch: Fetch, own: Path) -> None:
-    add(own, "cat/1.png", "dog/1.png", "cat/.ipynb_checkpoints/1-checkpoint.png", "dog/.thumbnails/index")
-    assert source(fetch())["files"].keys() == {"cat/1.png", "dog/1.png"}  # type: ignore[attr-defined]
+def test_hidden_folders_within_a_class_are_ignored(fetch: Fetch, own_images: Path) -> None:
+    write_images(
+        own_images, "cat/1.png", "dog/1.png", "cat/.ipynb_checkpoints/1-checkpoint.png", "dog/.thumbnails/index"
+    )
+    assert read_source(fetch())["files"].keys() == {"cat/1.png", "dog/1.png"}  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
         (["cat/1.png"], "{own}: holds one class, 'cat'; a classifier needs at least two folders of images"),
-        (["1.png", "2.png"], "{own}: no classes here; put the images of each class into a folder, as {own}/cat/1.png"),
+        (
+            ["1.png", "2.png"],
+            "{own}: has no class folders; put the images of each class into a folder, as {own}/cat/1.png",
+        ),
         (["cat/1.png", "dog/.hidden"], "{own}/dog: an empty class; add images or remove the folder"),
         (
             ["cat/1.png", "dog/1.png", "dog/notes.txt"],
@@ -99,7 +106,7 @@ def test_hidden_folders_within_a_class_are_ignored(fetch: Fetch, own: Path) -> N
         ),
         (
             ["cat/1.png", "dog/old/1.png"],
-            "{own}/dog/old/1.png: stands below its class folder; move it into {own}/dog",
+            "{own}/dog/old/1.png: is in a subfolder of its class; move it into {own}/dog",
         ),
         (
             ["train/cat/1.png", "train/dog/1.png"],
@@ -111,82 +118,87 @@ def test_hidden_folders_within_a_class_are_ignored(fetch: Fetch, own: Path) -> N
         ),
         (
             ["train/cat/1.png", "train/dog/1.png", "test/cat/1.png", "test/fox/1.png"],
-            "{own}: train/ and test/ must have the same classes; in one only: dog, fox",
+            "{own}: train/ and test/ must have the same classes; only one of them has: dog, fox",
         ),
         (
             ["train/cat/1.png", "train/dog/1.png", "test/readme.txt"],
-            "{own}/test: no classes here; put the images of each class into a folder, as {own}/test/cat/1.png",
+            "{own}/test: has no class folders; put the images of each class into a folder, as {own}/test/cat/1.png",
         ),
         (
             ["cat/1.png", "dog/1.png", "loose.png"],
-            "{own}/loose.png: stands in no class folder; move it into the folder of its class",
+            "{own}/loose.png: is in no class folder; move it into the folder of its class",
         ),
         (
             ["train/cat/1.png", "train/dog/1.png", "test/cat/1.png", "test/dog/1.png", "test/loose.jpg"],
-            "{own}/test/loose.jpg: stands in no class folder; move it into the folder of its class",
+            "{own}/test/loose.jpg: is in no class folder; move it into the folder of its class",
         ),
         (
             ["train/cat/1.png", "train/dog/1.png", "test/cat/1.png", "test/dog/1.png", "fox/1.png"],
-            "{own}/fox: stands beside train/ and test/; move its images into class folders of these",
+            "{own}/fox: is neither train/ nor test/; move its images into class folders of these",
         ),
         ([], "{own}: there is no such folder; make it, with one folder of images for each class"),
     ],
 )
-def test_what_is_wrong_is_one_line_that_names_the_place(
-    names: list[str], message: str, fetch: Fetch, own: Path, tmp_path: Path
+def test_an_error_is_one_line_that_names_the_file_or_folder(
+    names: list[str], message: str, fetch: Fetch, own_images: Path, tmp_path: Path
 ) -> None:
-    add(own, *names)
+    write_images(own_images, *names)
     with pytest.raises(StageError) as caught:
         fetch()
-    assert str(caught.value) == message.format(own=own)
+    assert str(caught.value) == message.format(own=own_images)
     assert not (tmp_path / "raw").exists()
 
 
-def test_an_image_that_was_removed_is_removed_from_the_raw_files(fetch: Fetch, own: Path) -> None:
-    add(own, "cat/1.png", "cat/2.png", "dog/1.png", "emu/1.png")
+def test_an_image_that_was_removed_is_removed_from_the_raw_files(fetch: Fetch, own_images: Path) -> None:
+    write_images(own_images, "cat/1.png", "cat/2.png", "dog/1.png", "emu/1.png")
     fetch()
-    (own / "cat/2.png").unlink()
-    shutil.rmtree(own / "emu")
+    (own_images / "cat/2.png").unlink()
+    shutil.rmtree(own_images / "emu")
     raw = fetch()
     assert sorted(path.name for path in raw.iterdir()) == ["cat", "dog", "source.json"]
     assert [path.name for path in (raw / "cat").iterdir()] == ["1.png"]
 
 
-def test_preprocess_names_the_file_that_is_no_image(fetch: Fetch, own: Path, params: Params, tmp_path: Path) -> None:
-    add(own, *(f"{name}/{number}.png" for name in ("cat", "dog") for number in range(5)))
-    (own / "dog/3.png").write_bytes((own / "dog/3.png").read_bytes()[:60])
+def test_preprocess_names_the_file_that_is_no_image(
+    fetch: Fetch, own_images: Path, params: Params, tmp_path: Path
+) -> None:
+    write_images(own_images, *(f"{name}/{number}.png" for name in ("cat", "dog") for number in range(5)))
+    (own_images / "dog/3.png").write_bytes((own_images / "dog/3.png").read_bytes()[:60])
     raw = fetch()
     with pytest.raises(StageError, match=r"raw/dog/3\.png: not a readable image .*; replace or remove it") as caught:
-        counts(params, raw, tmp_path)
+        count_images(params, raw, tmp_path)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "splits").exists()
 
 
-def test_preprocess_names_the_file_that_is_missing(fetch: Fetch, own: Path, params: Params, tmp_path: Path) -> None:
-    add(own, *(f"{name}/{number}.png" for name in ("cat", "dog") for number in range(5)))
+def test_preprocess_names_the_file_that_is_missing(
+    fetch: Fetch, own_images: Path, params: Params, tmp_path: Path
+) -> None:
+    write_images(own_images, *(f"{name}/{number}.png" for name in ("cat", "dog") for number in range(5)))
     raw = fetch()
     (raw / "cat/2.png").unlink()
     with pytest.raises(StageError, match=r"raw/cat/2\.png: missing; run `dvc repro -f download`"):
-        counts(params, raw, tmp_path)
+        count_images(params, raw, tmp_path)
 
 
 def test_preprocess_names_the_class_with_too_few_images(
-    fetch: Fetch, own: Path, params: Params, tmp_path: Path
+    fetch: Fetch, own_images: Path, params: Params, tmp_path: Path
 ) -> None:
-    add(own, *(f"cat/{number}.png" for number in range(9)), "dog/1.png")
+    write_images(own_images, *(f"cat/{number}.png" for number in range(9)), "dog/1.png")
     with pytest.raises(
         StageError,
         match=r"no image of the class dog among the 3 held-out test \(preprocess\.test_fraction\) images",
     ):
-        counts(params, fetch(), tmp_path)
+        count_images(params, fetch(), tmp_path)
 
 
 def test_preprocess_names_the_classes_that_validation_would_empty(
-    fetch: Fetch, own: Path, params: Params, tmp_path: Path
+    fetch: Fetch, own_images: Path, params: Params, tmp_path: Path
 ) -> None:
-    add(own, *(f"{split}/{name}/1.png" for split in ("train", "test") for name in range(8)))
+    write_images(own_images, *(f"{split}/{name}/1.png" for split in ("train", "test") for name in range(8)))
     with pytest.raises(
-        StageError, match=r"no training image of the class \d, \d is left: lower preprocess\.validation_fraction"
+        StageError,
+        match=r"of the class \d, \d among the 6 remaining training images; lower preprocess\.validation_fraction",
     ):
-        counts(params, fetch(), tmp_path)
+        count_images(params, fetch(), tmp_path)
     assert not (tmp_path / "splits").exists()
