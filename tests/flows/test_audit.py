@@ -54,7 +54,7 @@ def audit(toy: Path, api: str, status: int, *words: str, **told: str) -> tuple[s
 def test_the_same_bytes_pass_and_the_tree_and_cache_are_left_alone(recorded: Path, api: str) -> None:
     cached = sorted((recorded / ".dvc" / "cache").rglob("*"))
     (recorded / "left.txt").write_text("a person is at it")
-    assert audit(recorded, api, 0) == ("Reproduced", "All 4 outputs are those of dvc.lock to the last byte")
+    assert audit(recorded, api, 0) == ("Reproduced", "All 4 outputs have the same bytes as dvc.lock")
     assert sorted((recorded / ".dvc" / "cache").rglob("*")) == cached
     assert (recorded / "left.txt").read_text() == "a person is at it"
     (report,) = ask(api, "artifacts/latest/filter", artifacts={"key": {"any_": ["lockstep-audit"]}})
@@ -70,11 +70,11 @@ def test_another_byte_on_the_same_machine_fails_and_is_named(recorded: Path, api
 def test_on_another_machine_two_runs_must_be_equal_and_the_metrics_near(recorded: Path, api: str) -> None:
     name, message = audit(recorded, api, 0, TOY_MACHINE="NEON", TOY_GAIN="0.001")
     assert name == "Reproduced"
-    assert "Two runs are equal to the last byte, and metrics within 0.005" in message
+    assert "Two runs gave the same bytes, and metrics within 0.005" in message
     assert "(instruction_set AVX512 -> NEON)" in message
 
     name, message = audit(recorded, api, 1, "--tolerance", "0.0001", TOY_MACHINE="NEON", TOY_GAIN="0.001")
-    assert (name, message.split(", on")[0]) == ("Failed", "Metrics are more than 0.0001 away")
+    assert (name, message.split(", on")[0]) == ("Failed", "Metrics differ by more than 0.0001 from the committed ones")
     assert message.endswith("score.accuracy 0.9 -> 0.901")
 
     name, message = audit(recorded, api, 1, TOY_MACHINE="NEON", TOY_CHANCE="1")

@@ -18,7 +18,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from repositories import commit, dvc, environment
 from toys import ask, free_port, new_toy, prefect_server, task_runs, trace, until, until_none_is_left
 
-from flows.dvc.command import locked
+from flows.dvc.command import is_locked
 
 pytestmark = [pytest.mark.slow, pytest.mark.ci]
 CHAIN: dict[str, list[str]] = {"quick": [], "long": ["quick"]}
@@ -145,7 +145,7 @@ def until_long_runs(toy: Path) -> None:
 
 def assert_nothing_is_left(toy: Path, since: float, engines: list[psutil.Process]) -> None:
     until_none_is_left(toy, ENDED - (time.monotonic() - since))
-    assert not locked(toy / ".dvc" / "tmp" / "lock")
+    assert not is_locked(toy / ".dvc" / "tmp" / "lock")
     assert "long" in dvc(toy, "status", "--json").stdout
     until(lambda: not any(one.is_running() for one in engines), ENDED)
 
@@ -214,7 +214,7 @@ def test_on_demand_runs_with_params_in_a_clean_clone_and_leaves_the_working_tree
     assert "quick says other" in output(place)
     assert (place / "params.yaml").read_bytes() == before
     assert not (place / "dvc.lock").exists()
-    assert [path.name for path in (place / ".dvc/tmp/clones").iterdir()] == ["1.lock"]
+    assert [path.name for path in (place / ".dvc/tmp/clones").iterdir()] == ["lock"]
 
 
 def test_a_cancelled_run_leaves_nothing_and_the_next_one_succeeds(place: Path, pool: str, undisturbed: str) -> None:

@@ -12,7 +12,7 @@ from toys import ask, flow, last_run
 def test_unknown_names_and_no_names_are_one_line_that_lists_the_known(project: Path) -> None:
     for words, said in (
         (["reference_z"], "unknown experiments: reference_z"),
-        ([], "name the experiments to run, or --all, or a grid"),
+        ([], "name experiments, or --all, or a grid"),
     ):
         done = run(project, sys.executable, "-m", "flows.experiments", *words, status=1)
         assert done.stderr.startswith(f"experiments: {said}; experiments.yaml has ")

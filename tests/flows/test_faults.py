@@ -16,7 +16,7 @@ import pytest
 from repositories import commit, dvc, environment, run
 from toys import flow, free_port, last_run, new_toy, prefect_server, task_runs, trace, until, until_none_is_left
 
-from flows.dvc.command import locked
+from flows.dvc.command import is_locked
 
 CHAIN: dict[str, list[str]] = {"quick": [], "long": ["quick"]}
 ENDED = 10.0  # seconds in which nothing may be left
@@ -74,7 +74,7 @@ def output(toy: Path) -> str:
 
 def assert_nothing_is_left(toy: Path, since: float) -> None:
     until_none_is_left(toy, ENDED - (time.monotonic() - since))
-    assert not locked(toy / ".dvc" / "tmp" / "lock")
+    assert not is_locked(toy / ".dvc" / "tmp" / "lock")
     assert "long" in dvc(toy, "status", "--json").stdout
 
 

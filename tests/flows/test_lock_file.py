@@ -167,7 +167,7 @@ def test_the_entries_before_the_cut_are_kept_as_they_are(done: Path) -> None:
     (done / "dvc.lock").write_text(text[:-100])
     assert mend(done) == [
         f"dvc.lock ends in the middle of long: {HOW}; repaired: kept the entries before, took the others from the "
-        "last commit; what ran since is in DVC's run cache"
+        "last commit; DVC's run cache has what ran since"
     ]
     assert entries(done)["quick"]["params"]["params.yaml"]["quick"]["text"] == "newer"
     assert (done / "dvc.lock").read_text()[: text.index("  long:")] == text[: text.index("  long:")]
@@ -193,7 +193,7 @@ def test_without_a_commit_that_has_it_one_line_says_how_and_that_works(done: Pat
     (done / "dvc.lock").write_text("")
     said = flow(done, api=api, status=1).stdout.strip()
     assert said == (
-        f"dvc.lock is empty: {HOW}, and the last commit has no whole one: delete it and run again: "
+        f"dvc.lock is empty: {HOW}, and the last commit has no complete one: delete it and run again: "
         "DVC's run cache brings back what ran here"
     )
     assert (done / "dvc.lock").exists()

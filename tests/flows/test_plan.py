@@ -127,8 +127,8 @@ def test_a_plan_of_what_is_not_there_is_one_line(done: Path) -> None:
     [
         (["--only"], "--only: name the stages to run; dvc.yaml has make, left, right, join"),
         (["--only", "--from", "left"], "--only: name the stages to run; dvc.yaml has make, left, right, join"),
-        (["--commit-to", "results"], "--plan looks at the project's folder and runs nothing: leave --where and"),
-        (["--where", "clone"], "--plan looks at the project's folder and runs nothing: leave --where and"),
+        (["--commit-to", "results"], "--plan reads the project's folder and runs nothing: leave --where and"),
+        (["--where", "clone"], "--plan reads the project's folder and runs nothing: leave --where and"),
     ],
     ids=str,
 )

@@ -14,7 +14,7 @@ from conftest import ROOT
 from toys import until
 
 from flows import supervisor
-from flows.process import Ended, follow
+from flows.process import CommandResult, stream_command
 
 LEFT = 12  # seconds after which nothing may be left, two graces and some
 
@@ -33,25 +33,27 @@ def started(folder: Path) -> list[psutil.Process]:
 
 
 def test_a_status_comes_back_and_a_signals_number_as_a_shell_tells_it(tmp_path: Path) -> None:
-    assert asyncio.run(follow(["true"], tmp_path)) == Ended(0, ())
-    assert asyncio.run(follow(["sh", "-c", "exit 69"], tmp_path)).status == 69
-    assert asyncio.run(follow(["sh", "-c", "kill -KILL $$"], tmp_path)).status == 128 + signal.SIGKILL
+    assert asyncio.run(stream_command(["true"], tmp_path)) == CommandResult(0, ())
+    assert asyncio.run(stream_command(["sh", "-c", "exit 69"], tmp_path)).returncode == 69
+    assert asyncio.run(stream_command(["sh", "-c", "kill -KILL $$"], tmp_path)).returncode == 128 + signal.SIGKILL
 
 
 def test_both_streams_come_in_the_order_in_which_they_were_written_and_in_the_folder(tmp_path: Path) -> None:
-    done = asyncio.run(follow(["sh", "-c", "echo out; echo err >&2; echo; pwd; printf 'no newline'"], tmp_path))
+    done = asyncio.run(stream_command(["sh", "-c", "echo out; echo err >&2; echo; pwd; printf 'no newline'"], tmp_path))
     assert done.lines == ("out", "err", str(tmp_path), "no newline")
 
 
 def test_a_command_that_asks_is_answered_with_an_end_of_file(tmp_path: Path) -> None:
-    assert asyncio.run(follow(["sh", "-c", "cat; echo done"], tmp_path, limit=10)) == Ended(0, ("done",))
+    assert asyncio.run(stream_command(["sh", "-c", "cat; echo done"], tmp_path, timeout=10)) == CommandResult(
+        0, ("done",)
+    )
 
 
 def test_lines_come_when_they_are_written(tmp_path: Path) -> None:
     heard: list[tuple[str, float]] = []
     program = "import time\nfor number in range(3):\n    print(number)\n    time.sleep(0.5)"
     begun = time.monotonic()
-    asyncio.run(follow(python(program), tmp_path, say=lambda line: heard.append((line, time.monotonic()))))
+    asyncio.run(stream_command(python(program), tmp_path, on_line=lambda line: heard.append((line, time.monotonic()))))
     ended = time.monotonic()
     assert [line for line, _ in heard] == ["0", "1", "2"]
     assert begun < heard[0][1] < heard[1][1] - 0.3 < heard[2][1] - 0.6 < ended - 0.9
@@ -63,7 +65,7 @@ def test_letters_that_arrive_in_pieces_are_whole_and_bytes_that_are_none_do_no_h
         "for byte in 'größer\\n'.encode() + b'\\xff!\\n':\n"
         "    sys.stdout.buffer.write(bytes([byte])); sys.stdout.flush(); time.sleep(0.01)"
     )
-    done = asyncio.run(follow(python(program), tmp_path, file=tmp_path / "whole"))
+    done = asyncio.run(stream_command(python(program), tmp_path, log_file=tmp_path / "whole"))
     assert done.lines == ("größer", "\ufffd!")
     assert (tmp_path / "whole").read_bytes() == "größer\n".encode() + b"\xff!\n"
 
@@ -75,7 +77,7 @@ def test_a_progress_bar_is_one_line_in_the_end_and_every_byte_in_the_file(tmp_pa
         "for step in range(5000):\n    sys.stderr.write(f'\\r{step + 1}/5000')\n"
         "sys.stderr.write('\\n')\nprint('ends')"
     )
-    done = asyncio.run(follow(python(program), tmp_path, file=tmp_path / "whole"))
+    done = asyncio.run(stream_command(python(program), tmp_path, log_file=tmp_path / "whole"))
     assert done.lines == ("begins", "5000/5000", "ends")
     bar = "".join(f"\r{step + 1}/5000" for step in range(5000))
     assert (tmp_path / "whole").read_bytes() == f"begins\n{bar}\nends\n".encode()
@@ -86,7 +88,7 @@ def test_a_tqdm_bar_shows_how_it_ended(tmp_path: Path) -> None:
         "import tqdm\nfor step in tqdm.tqdm(range(3000), 'epoch', mininterval=0, miniters=1):\n    pass\nprint('done')"
     )
     file = tmp_path / "whole"
-    done = asyncio.run(follow(python(program), tmp_path, file=file))
+    done = asyncio.run(stream_command(python(program), tmp_path, log_file=file))
     assert len(done.lines) == 2
     assert done.lines[0].startswith("epoch: 100%")
     assert "3000/3000" in done.lines[0]
@@ -103,14 +105,14 @@ def test_a_long_progress_bar_is_a_line_now_and_then(tmp_path: Path) -> None:
         "sys.stderr.write('\\n')"
     )
     heard: list[str] = []
-    asyncio.run(follow(python(program), tmp_path, say=heard.append))
+    asyncio.run(stream_command(python(program), tmp_path, on_line=heard.append))
     assert len(heard) == 2
     assert 600 < int(heard[0].split("/")[0]) < 900
     assert heard[1] == "900/900"
 
 
 def test_the_file_is_whole_and_of_the_lines_the_last_are_kept(tmp_path: Path) -> None:
-    done = asyncio.run(follow(["seq", "200000"], tmp_path, file=tmp_path / "whole"))
+    done = asyncio.run(stream_command(["seq", "200000"], tmp_path, log_file=tmp_path / "whole"))
     assert (tmp_path / "whole").read_text().split() == [str(number) for number in range(1, 200001)]
     assert done.lines[-1] == "200000"
     assert len(done.lines) == 1000
@@ -118,7 +120,7 @@ def test_the_file_is_whole_and_of_the_lines_the_last_are_kept(tmp_path: Path) ->
 
 def test_one_file_takes_one_command_after_another(tmp_path: Path) -> None:
     for word in ("once", "again"):
-        asyncio.run(follow(["echo", word], tmp_path, file=tmp_path / "whole"))
+        asyncio.run(stream_command(["echo", word], tmp_path, log_file=tmp_path / "whole"))
     assert (tmp_path / "whole").read_text() == "once\nagain\n"
 
 
@@ -145,7 +147,7 @@ def stubborn(tmp_path: Path) -> list[str]:
 @pytest.mark.ci
 def test_a_time_limit_ends_also_a_grandchild_that_ignores_sigterm(tmp_path: Path, stubborn: list[str]) -> None:
     begun = time.monotonic()
-    done = asyncio.run(follow(stubborn, tmp_path, limit=2))
+    done = asyncio.run(stream_command(stubborn, tmp_path, timeout=2))
     assert done.timed_out
     assert done.lines == ("started",)
     assert (tmp_path / "ready").exists()
@@ -154,13 +156,15 @@ def test_a_time_limit_ends_also_a_grandchild_that_ignores_sigterm(tmp_path: Path
 
 
 def test_a_command_within_its_limit_is_not_timed_out(tmp_path: Path) -> None:
-    assert asyncio.run(follow(["echo", "quick"], tmp_path, limit=30)) == Ended(0, ("quick",), timed_out=False)
+    assert asyncio.run(stream_command(["echo", "quick"], tmp_path, timeout=30)) == CommandResult(
+        0, ("quick",), timed_out=False
+    )
 
 
 def test_a_child_that_a_command_left_in_the_background_is_ended_with_it(tmp_path: Path) -> None:
     begun = time.monotonic()
-    done = asyncio.run(follow(["sh", "-c", "sleep 300 & echo left; exit 3"], tmp_path))
-    assert (done.status, done.lines) == (3, ("left",))
+    done = asyncio.run(stream_command(["sh", "-c", "sleep 300 & echo left; exit 3"], tmp_path))
+    assert (done.returncode, done.lines) == (3, ("left",))
     assert started(tmp_path) == []
     assert time.monotonic() - begun < LEFT
 
@@ -171,7 +175,7 @@ def test_whoever_is_killed_while_it_follows_leaves_nothing_behind(
 ) -> None:
     program = (
         "import asyncio, pathlib, flows.process\n"
-        f"asyncio.run(flows.process.follow({stubborn!r}, pathlib.Path({str(tmp_path)!r})))"
+        f"asyncio.run(flows.process.stream_command({stubborn!r}, pathlib.Path({str(tmp_path)!r})))"
     )
     with subprocess.Popen(python(program), cwd=ROOT, stderr=subprocess.DEVNULL) as follower:
         until((tmp_path / "ready").exists, 30)
@@ -185,7 +189,7 @@ def test_a_task_that_is_cancelled_ends_its_command_before_it_ends_itself(tmp_pat
     async def cancelled() -> list[psutil.Process]:
         command = ["sh", "-c", "echo started; sleep 300"]
         heard = asyncio.Event()
-        task = asyncio.create_task(follow(command, tmp_path, say=lambda _: heard.set()))
+        task = asyncio.create_task(stream_command(command, tmp_path, on_line=lambda _: heard.set()))
         await heard.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -199,7 +203,8 @@ def test_a_program_that_ends_while_a_command_starts_does_not_wait_for_it_for_eve
     program = (
         "import asyncio, pathlib, flows.process\n"
         "async def main():\n"
-        f"    task = asyncio.create_task(flows.process.follow(['sleep', '300'], pathlib.Path({str(tmp_path)!r})))\n"
+        f"    command = flows.process.stream_command(['sleep', '300'], pathlib.Path({str(tmp_path)!r}))\n"
+        "    task = asyncio.create_task(command)\n"
         "    await asyncio.sleep(0)\n"  # now it starts
         "    raise SystemExit(3)\n"
         "asyncio.run(main())"
