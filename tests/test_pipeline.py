@@ -19,11 +19,11 @@ from flows.dvc.params_file import set_param
 
 
 def test_repro_with_nothing_to_do_does_nothing(project: Path) -> None:
-    before = (project / "dvc.lock").read_bytes()
-    done = dvc(project, "repro")
-    assert ran(done) == []
-    assert "up to date" in done.stdout + done.stderr
-    assert (project / "dvc.lock").read_bytes() == before
+    former = (project / "dvc.lock").read_bytes()
+    result = dvc(project, "repro")
+    assert ran(result) == []
+    assert "up to date" in result.stdout + result.stderr
+    assert (project / "dvc.lock").read_bytes() == former
     assert dvc(project, "status", "--json").stdout.strip() == "{}"
     assert run(project, "git", "status", "--porcelain").stdout == ""
 
@@ -58,24 +58,24 @@ def test_the_gate_fails_after_the_report_is_written_and_the_rest_is_untouched(pr
     set_param(project / "params.yaml", "evaluate.min_accuracy", 1.0)
     accuracy = json.loads((project / "data/reports/evaluate.json").read_text())["accuracy"]
     assert accuracy < 1
-    done = dvc(project, "repro", status=None)
-    assert done.returncode != 0
-    assert f"evaluate: accuracy {accuracy:.4f} is below evaluate.min_accuracy 1.0" in done.stderr
+    result = dvc(project, "repro", status=None)
+    assert result.returncode != 0
+    assert f"evaluate: accuracy {accuracy:.4f} is below evaluate.min_accuracy 1.0" in result.stderr
     assert json.loads((project / "data/reports/evaluate.json").read_text())["accuracy"] == accuracy
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_a_mistyped_param_fails_with_one_line_and_the_results_come_back(project: Path) -> None:
-    before = {path: path.read_bytes() for path in (project / "data").rglob("*") if path.is_file()}
+    former = {path: path.read_bytes() for path in (project / "data").rglob("*") if path.is_file()}
     text = (project / "params.yaml").read_text()
     (project / "params.yaml").write_text(text.replace("  min_steps:", "  min_step:"))
-    done = dvc(project, "repro", status=None)
-    assert done.returncode != 0
-    assert "train: params.yaml: unknown param train.min_step (did you mean 'min_steps'?)" in done.stderr
-    assert "`dvc checkout` and `git checkout` bring them back" in done.stderr
+    result = dvc(project, "repro", status=None)
+    assert result.returncode != 0
+    assert "train: params.yaml: unknown param train.min_step (did you mean 'min_steps'?)" in result.stderr
+    assert "`dvc checkout` and `git checkout` bring them back" in result.stderr
     run(project, "git", "checkout", "-q", ".")
     dvc(project, "checkout")
-    assert {path: path.read_bytes() for path in (project / "data").rglob("*") if path.is_file()} == before
+    assert {path: path.read_bytes() for path in (project / "data").rglob("*") if path.is_file()} == former
     assert ran(dvc(project, "repro")) == []
 
 
@@ -113,18 +113,18 @@ def test_results_travel_by_push_and_pull(project: Path, tmp_path: Path) -> None:
 def test_without_a_mirror_repro_of_mnist_fails_within_seconds_and_names_the_way_out(project: Path) -> None:
     set_param(project / "params.yaml", "download.dataset", "mnist")
     start = time.monotonic()
-    done = dvc(project, "repro", status=None)
-    assert done.returncode != 0
+    result = dvc(project, "repro", status=None)
+    assert result.returncode != 0
     assert time.monotonic() - start < 60  # seconds, on a machine however slow
-    assert "ossci-datasets" in done.stderr
-    assert "make run DATASET=digits" in done.stderr
+    assert "ossci-datasets" in result.stderr
+    assert "make run DATASET=digits" in result.stderr
     assert (project / "data/raw/source.json").exists()
     assert ran(dvc(project, "repro", "--dry")) == ["download"]
 
 
 def test_the_dag_is_drawn(project: Path) -> None:
-    drawn = dvc(project, "dag", "--dot").stdout
-    edges = {tuple(line.strip(" ;").replace('"', "").split(" -> ")) for line in drawn.splitlines() if "->" in line}
+    dot = dvc(project, "dag", "--dot").stdout
+    edges = {tuple(line.strip(" ;").replace('"', "").split(" -> ")) for line in dot.splitlines() if "->" in line}
     assert edges == {
         ("download", "preprocess"),
         *(("preprocess", after) for after in STAGES[2:]),
@@ -170,62 +170,66 @@ def test_the_same_bytes_again_and_in_another_folder(project: Path, tmp_path: Pat
     assert (other / "dvc.lock").read_bytes() == lock
 
 
-def trains(folder: Path) -> list[psutil.Process]:
+def train_processes(folder: Path) -> list[psutil.Process]:
     """The training processes that work in the folder, shells left out."""
-    found = []
+    processes = []
     for process in psutil.process_iter(["cmdline", "cwd", "status"]):
-        words = process.info["cmdline"] or []
-        if "stages.train" in words[:3] and process.info["cwd"] == str(folder) and process.info["status"] != "zombie":
-            found.append(process)
-    return found
+        command_line = process.info["cmdline"] or []
+        if (
+            "stages.train" in command_line[:3]
+            and process.info["cwd"] == str(folder)
+            and process.info["status"] != "zombie"
+        ):
+            processes.append(process)
+    return processes
 
 
-def wait_for(what: Callable[[], object], seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
-    while not what():
+    while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)
 
 
 @contextmanager
-def reproducing(project: Path) -> Iterator[subprocess.Popen[str]]:
+def running_repro(project: Path) -> Iterator[subprocess.Popen[str]]:
     """A `dvc repro` whose training has come as far as a checkpoint."""
     checkpoints = project / "data/checkpoints"
     with (project / "repro.log").open("w") as log:
         process = subprocess.Popen(["dvc", "repro"], cwd=project, env=environment(), stdout=log, stderr=log, text=True)
         with process:
-            wait_for(lambda: trains(project) or process.poll() is not None)
-            begun = time.time()
-            wait_for(lambda: any(path.stat().st_mtime > begun for path in checkpoints.glob("*.pt")))
+            wait_until(lambda: train_processes(project) or process.poll() is not None)
+            start = time.time()
+            wait_until(lambda: any(path.stat().st_mtime > start for path in checkpoints.glob("*.pt")))
             yield process
 
 
 @pytest.mark.slow
 @pytest.mark.ci
 def test_killing_train_or_dvc_changes_no_byte_and_never_lets_two_trains_run(project: Path, tmp_path: Path) -> None:
-    graph = (project / "dvc.yaml").read_text()
-    assert graph.count("--checkpoints data/checkpoints") == 1
-    often = "--checkpoints data/checkpoints --checkpoint-seconds 0.1"
-    (project / "dvc.yaml").write_text(graph.replace("--checkpoints data/checkpoints", often))
+    dvc_yaml = (project / "dvc.yaml").read_text()
+    assert dvc_yaml.count("--checkpoints data/checkpoints") == 1
+    more_often = "--checkpoints data/checkpoints --checkpoint-seconds 0.1"
+    (project / "dvc.yaml").write_text(dvc_yaml.replace("--checkpoints data/checkpoints", more_often))
     for param, value in {"train.epochs": 100, "train.points": 100, "train.seed": 5}.items():
         set_param(project / "params.yaml", param, value)
     commit(project)
-    unbroken = Path(shutil.copytree(project, tmp_path / "unbroken", symlinks=True))
-    dvc(unbroken, "repro")
+    undisturbed = Path(shutil.copytree(project, tmp_path / "unbroken", symlinks=True))
+    dvc(undisturbed, "repro")
     for wait in (0.0, 0.3, 1.0):
-        with reproducing(project):
+        with running_repro(project):
             time.sleep(wait)
-            trains(project)[0].kill()
-    with reproducing(project) as repro:
+            train_processes(project)[0].kill()
+    with running_repro(project) as repro:
         assert "going on from step" in (project / "repro.log").read_text()
         repro.kill()
-    with subprocess.Popen(["dvc", "repro"], cwd=project, env=environment()) as again:
-        while again.poll() is None:
-            assert len(trains(project)) <= 1  # the orphan is gone before the next one starts
+    with subprocess.Popen(["dvc", "repro"], cwd=project, env=environment()) as second_repro:
+        while second_repro.poll() is None:
+            assert len(train_processes(project)) <= 1  # the orphan is gone before the next one starts
             time.sleep(0.05)
-        assert again.returncode == 0
-    assert trains(project) == []
-    assert (project / "dvc.lock").read_bytes() == (unbroken / "dvc.lock").read_bytes()
+        assert second_repro.returncode == 0
+    assert train_processes(project) == []
+    assert (project / "dvc.lock").read_bytes() == (undisturbed / "dvc.lock").read_bytes()
     assert not list((project / "data/checkpoints").glob("*.pt"))
 
 
@@ -234,10 +238,10 @@ def test_killing_train_or_dvc_changes_no_byte_and_never_lets_two_trains_run(proj
 def test_a_train_whose_dvc_was_killed_ends_within_seconds(project: Path) -> None:
     set_param(project / "params.yaml", "train.epochs", 1000)
     with subprocess.Popen(["dvc", "repro"], cwd=project, env=environment(), stdout=subprocess.DEVNULL) as repro:
-        wait_for(lambda: trains(project))
+        wait_until(lambda: train_processes(project))
         repro.kill()
         repro.wait()
-    wait_for(lambda: not trains(project), seconds=15)  # also when it was still importing torch
+    wait_until(lambda: not train_processes(project), seconds=15)  # also when it was still importing torch
 
 
 @pytest.mark.slow
@@ -252,13 +256,13 @@ def test_the_default_recipe_passes_its_gate_on_the_digits(tmp_path: Path) -> Non
         picture = Image.new("RGB", (300, 200), paper)
         ImageDraw.Draw(picture).line([(120, 50), (200, 50), (150, 160)], fill=ink, width=20, joint="curve")
         picture.save(project / "seven.png")
-        said = run(project, sys.executable, "-m", "lockstep.predict", "--json", "seven.png").stdout
-        assert json.loads(said)["label"] == "7"
+        output = run(project, sys.executable, "-m", "lockstep.predict", "--json", "seven.png").stdout
+        assert json.loads(output)["label"] == "7"
 
 
 def test_a_param_that_changes_while_its_stage_runs_is_not_recorded(project: Path) -> None:
     set_param(project / "params.yaml", "train.epochs", 60)
-    before = (project / "dvc.lock").read_text()
+    former = (project / "dvc.lock").read_text()
     command = ["dvc", "repro"]
     with subprocess.Popen(
         command, cwd=project, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -270,6 +274,6 @@ def test_a_param_that_changes_while_its_stage_runs_is_not_recorded(project: Path
         _, errors = process.communicate(timeout=300)
     assert process.returncode != 0
     assert "train: train.learning_rate changed while it ran" in errors
-    assert (project / "dvc.lock").read_text() == before
+    assert (project / "dvc.lock").read_text() == former
     set_param(project / "params.yaml", "train.epochs", 1)
     assert ran(dvc(project, "repro"))[0] == "train"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from repositories import commit, dvc, ran
 from ruamel.yaml import YAML
-from toys import flow, last_run, new_toy, task_runs, trace
+from toys import flow, last_run, new_toy, read_trace, task_runs
 
 from flows.dvc import dag as dag_module
 from flows.dvc.dag import read_dag
@@ -178,7 +178,7 @@ def test_a_param_that_only_a_template_reads_reruns_its_stages(templated_toy: Pat
     ]
     (templated_toy / "trace").unlink()
     flow(templated_toy, "-S", "make.text=other", "-S", "join.text=new", api=api)
-    assert trace(templated_toy)[0] == "make"
+    assert read_trace(templated_toy)[0] == "make"
     for param, value in (("make.text", "other"), ("join.text", "new")):
         set_param(twin / "params.yaml", param, value)
     dvc(twin, "repro")
