@@ -131,8 +131,8 @@ def columns_to_drop(experiments: Experiments, *more: str) -> str:
 
 def command(
     *names: str,
-    all_: Annotated[bool, Parameter(name="--all", negative=())] = False,
-    grid: Annotated[tuple[str, ...], Parameter(name="-S", negative=())] = (),
+    all_: Annotated[bool, Parameter(name="--all")] = False,
+    grid: Annotated[tuple[str, ...], Parameter(name="-S")] = (),
     limit: Annotated[int, Parameter(validator=Number(gte=1))] = 1,
 ) -> None:
     """Run experiments of experiments.yaml, or a grid, as DVC experiments; then print a table of their results.

@@ -244,13 +244,13 @@ async def rename_flow_run(name: str) -> None:
 
 def command(
     *,
-    only: Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True, negative=())] = None,
+    only: Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True)] = None,
     from_: Annotated[str | None, Parameter(name="--from")] = None,
-    force: Annotated[bool, Parameter(negative=())] = False,
-    set_: Annotated[tuple[str, ...], Parameter(name=["-S", "--set-param"], negative=())] = (),
+    force: bool = False,
+    set_: Annotated[tuple[str, ...], Parameter(name=["-S", "--set-param"])] = (),
     where: Where = "tree",
     commit_to: str | None = None,
-    plan: Annotated[bool, Parameter(negative=())] = False,
+    plan: bool = False,
 ) -> None:
     """Run the stages of dvc.yaml that are stale, each as a Prefect task; say what happened to each and why.
 

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -14,7 +14,7 @@ from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.deployments.runner import RunnerDeployment
 from prefect.flows import load_flow_from_entrypoint
 from prefect.runner import Runner
-from prefect.schedules import Cron, Interval, RRule, Schedule
+from prefect.schedules import Schedule
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_API_PORT, temporary_settings
 from ruamel.yaml import YAML
 
@@ -24,7 +24,6 @@ from flows.server import HOST, is_healthy, start_server
 from flows.terminal import run_cli
 
 ROOT = Path(__file__).parent.parent
-SCHEDULES: dict[str, Callable[..., Schedule]] = {"cron": Cron, "interval": Interval, "rrule": RRule}
 
 
 def command() -> None:
@@ -94,11 +93,11 @@ def make_deployment(entry: dict[str, Any]) -> RunnerDeployment:
 
 
 def make_schedule(entry: dict[str, Any]) -> Schedule:
-    kinds = [kind for kind in SCHEDULES if kind in entry]
-    if len(kinds) != 1:
-        raise FlowError(f"prefect.yaml: a schedule has one of {', '.join(SCHEDULES)}, not {sorted(entry)}")
-    timezone, active = entry.get("timezone", "UTC"), entry.get("active", True)
-    return SCHEDULES[kinds[0]](entry[kinds[0]], timezone=timezone, active=active)
+    seconds = {"interval": timedelta(seconds=entry["interval"])} if "interval" in entry else {}
+    try:
+        return Schedule(**{"timezone": "UTC", **entry, **seconds})
+    except (TypeError, ValueError) as error:
+        raise FlowError(f"prefect.yaml: schedule {entry}: {error}") from error
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cyclopts import App
+from cyclopts import App, Parameter
 from prefect import State
 from prefect.exceptions import TerminationSignal
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -23,7 +23,13 @@ def run_cli(command: Callable[..., None], name: str) -> NoReturn:
     """Run a command with the command line's flags, and exit; an error that a person can correct is one line."""
     prefix = name.rpartition(".")[2]
     try:
-        App(name=name, default_command=command, result_action="return_none")()
+        App(
+            name=name,
+            default_command=command,
+            default_parameter=Parameter(negative=()),  # no --no-force
+            version_flags=(),
+            result_action="return_none",
+        )()
     except FlowError as error:
         sys.exit(f"{prefix}: {error}")
     except RuntimeError as error:

@@ -1,17 +1,15 @@
 """Where a run works: the project's folder, or a clean clone of its HEAD with the same DVC cache."""
 
-import asyncio
-import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from flows.dvc.command import dvc_tmp_dir, run_dvc, try_lock
+from flows.dvc.command import dvc_tmp_dir, hold_lock, run_dvc, try_lock
 from flows.dvc.messages import error_message
 from flows.errors import FlowError
 from flows.process import stream_command
@@ -44,36 +42,26 @@ async def open_workspace(
     if where == "tree":
         if branch:
             raise FlowError("commit_to needs where=clone: in the project's folder you commit yourself")
-        remove_abandoned_clones(home)
-        async with exclusive_run(home, on_message):
+        await remove_abandoned_clones(home)
+        lock = dvc_tmp_dir(home) / "lockstep.lock"
+        async with hold_lock(lock, "another run in this folder", on_message):  # all of them change its params.yaml
             yield Workspace(home, home)
         return
     if branch:
         await git(home, "check-ref-format", "--branch", branch)
         if await git(home, "branch", "--show-current") == [branch]:
             raise FlowError(f"commit_to: {branch} is checked out in the project's folder; name another branch")
-    with scratch_dir(home) as path:
+    async with scratch_dir(home) as path:
         yield await clone(home, path, on_message)
 
 
 @asynccontextmanager
 async def open_scratch_clone(home: Path, on_message: OnMessage) -> AsyncIterator[Path]:
     """A clone with the data that exists, but with a DVC cache of its own, so that new outputs stay in it."""
-    with scratch_dir(home) as path:
+    async with scratch_dir(home) as path:
         await clone(home, path, on_message)
         write_dvc_settings(path, {**await dvc_settings(home), "cache.dir": str(path / ".dvc" / "cache")})
         yield path
-
-
-@asynccontextmanager
-async def exclusive_run(home: Path, on_message: OnMessage) -> AsyncIterator[None]:
-    """Wait for other runs in the project's folder: all of them change its params.yaml."""
-    with (dvc_tmp_dir(home) / "lockstep.lock").open("w") as lock:
-        if not try_lock(lock):
-            on_message("Waiting for another run in this folder")
-            while not try_lock(lock):
-                await asyncio.sleep(0.5)
-        yield
 
 
 async def clone(home: Path, path: Path, on_message: OnMessage) -> Workspace:
@@ -111,11 +99,11 @@ def write_dvc_settings(path: Path, settings: Mapping[str, str]) -> None:
     file.write_text("".join(f"[{name}]\n" + "\n".join(lines) + "\n" for name, lines in sections.items()))
 
 
-@contextmanager
-def scratch_dir(home: Path) -> Iterator[Path]:
+@asynccontextmanager
+async def scratch_dir(home: Path) -> AsyncIterator[Path]:
     """A new folder, removed afterwards. Its lock tells other runs that it is in use."""
-    remove_abandoned_clones(home)
-    with clones_lock(home) as clones:
+    await remove_abandoned_clones(home)
+    async with lock_clones(home) as clones:
         path = Path(tempfile.mkdtemp(dir=clones))
         lock = os.open(path, os.O_RDONLY)
         try_lock(lock)
@@ -126,9 +114,9 @@ def scratch_dir(home: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def remove_abandoned_clones(home: Path) -> None:
+async def remove_abandoned_clones(home: Path) -> None:
     """Remove the clones of runs that were killed: those that no process has locked."""
-    with clones_lock(home) as clones:
+    async with lock_clones(home) as clones:
         for path in [path for path in clones.iterdir() if path.is_dir()]:
             lock = os.open(path, os.O_RDONLY)
             if try_lock(lock):
@@ -136,12 +124,11 @@ def remove_abandoned_clones(home: Path) -> None:
             os.close(lock)
 
 
-@contextmanager
-def clones_lock(home: Path) -> Iterator[Path]:
+@asynccontextmanager
+async def lock_clones(home: Path) -> AsyncIterator[Path]:
     """Hold the lock of the folder of clones while one is made or removed."""
     (clones := dvc_tmp_dir(home) / "clones").mkdir(exist_ok=True)
-    with (clones / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    async with hold_lock(clones / "lock", "another run that removes clones", None):
         yield clones
 
 

@@ -18,6 +18,7 @@ from conftest import ROOT
 from repositories import Done, commit, environment, run
 
 from flows import supervisor
+from flows.dvc.command import try_lock
 
 #       make
 #      /    \
@@ -150,6 +151,14 @@ def wait_until_no_processes(project: Path, seconds: float) -> None:
     except AssertionError:
         remaining = [(one.pid, one.ppid(), one.status(), one.cmdline()) for one in stage_processes(project)]
         raise AssertionError(f"left after {seconds:.0f} s: {remaining}") from None
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock of a file."""
+    if not path.exists():
+        return False
+    with path.open() as file:
+        return not try_lock(file)
 
 
 def read_trace(project: Path) -> list[str]:

@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,8 +13,7 @@ from flows.dvc.messages import error_message, is_about_locks, is_busy_error, loc
 from flows.errors import FlowError
 from flows.process import CommandResult, stream_command
 
-POLL_SECONDS = 0.3
-POLLS_BEFORE_MESSAGE = 5
+MESSAGE_DELAY = 1.5  # seconds of waiting
 
 
 async def run_dvc(
@@ -32,7 +32,8 @@ async def run_dvc(
     """
     former_holders = ""
     while True:
-        await wait_for_dvc_lock(root, on_wait)
+        async with hold_dvc_lock(root, on_wait):
+            pass  # DVC itself would wait for its lock without a message
         result = await stream_command(
             ["dvc", "--wait-for-lock", *arguments],
             root,
@@ -46,7 +47,7 @@ async def run_dvc(
         if on_wait and holders != former_holders:
             on_wait(f"Waiting for another DVC command: {holders}")
         former_holders = holders
-        await asyncio.sleep(POLL_SECONDS * POLLS_BEFORE_MESSAGE)
+        await asyncio.sleep(MESSAGE_DELAY)
 
 
 async def dvc_status(root: Path, on_wait: Callable[[str], None]) -> dict[str, list[Any]]:
@@ -59,31 +60,24 @@ async def dvc_status(root: Path, on_wait: Callable[[str], None]) -> dict[str, li
     raise FlowError(error_message(result.lines))
 
 
-async def wait_for_dvc_lock(root: Path, on_wait: Callable[[str], None] | None) -> None:
-    """Wait until no command holds DVC's lock. DVC itself would wait without a message."""
-    polls = 0
-    while is_locked(root / ".dvc" / "tmp" / "lock"):
-        polls += 1
-        if on_wait and polls == POLLS_BEFORE_MESSAGE:
-            on_wait("Waiting for DVC's lock, which another DVC command holds")
-        await asyncio.sleep(POLL_SECONDS)
-
-
 @asynccontextmanager
-async def hold_dvc_lock(root: Path) -> AsyncIterator[None]:
+async def hold_dvc_lock(root: Path, on_wait: Callable[[str], None] | None = None) -> AsyncIterator[None]:
     """Hold DVC's own lock, so that no DVC command rewrites dvc.lock meanwhile."""
-    with (dvc_tmp_dir(root) / "lock").open("a") as lock:
-        while not try_lock(lock):
-            await asyncio.sleep(0.05)
+    async with hold_lock(dvc_tmp_dir(root) / "lock", "DVC's lock, which another DVC command holds", on_wait):
         yield
 
 
-def dvc_tmp_dir(root: Path) -> Path:
-    """The folder in which DVC keeps its locks."""
-    if not (root / ".dvc").is_dir():
-        raise FlowError(f"{root}: not a DVC project: run `dvc init` in it, or a clone of the project")
-    (folder := root / ".dvc" / "tmp").mkdir(exist_ok=True)
-    return folder
+@asynccontextmanager
+async def hold_lock(path: Path, name: str, on_wait: Callable[[str], None] | None) -> AsyncIterator[None]:
+    """Hold the lock of a file; ON_WAIT gets a line if that takes longer than MESSAGE_DELAY."""
+    start, is_reported = time.monotonic(), False
+    with path.open("a") as file:
+        while not try_lock(file):
+            if on_wait and not is_reported and time.monotonic() - start > MESSAGE_DELAY:
+                on_wait(f"Waiting for {name}")
+                is_reported = True
+            await asyncio.sleep(0.1)
+        yield
 
 
 def try_lock(file: IO[str] | int) -> bool:
@@ -95,12 +89,9 @@ def try_lock(file: IO[str] | int) -> bool:
     return True
 
 
-def is_locked(path: Path) -> bool:
-    if not path.exists():
-        return False
-    with path.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+def dvc_tmp_dir(root: Path) -> Path:
+    """The folder in which DVC keeps its locks."""
+    if not (root / ".dvc").is_dir():
+        raise FlowError(f"{root}: not a DVC project: run `dvc init` in it, or a clone of the project")
+    (folder := root / ".dvc" / "tmp").mkdir(exist_ok=True)
+    return folder

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from flows.dvc.command import hold_dvc_lock, wait_for_dvc_lock
+from flows.dvc.command import hold_dvc_lock
 from flows.dvc.dag import Dag
 from flows.environment import environment
 from flows.errors import FlowError
@@ -77,8 +77,7 @@ async def sort_lockfile(root: Path, dag: Dag, former: Sequence[str]) -> None:
 
 async def repair_lockfile(root: Path, dag: Dag, on_message: Callable[[str], None]) -> None:
     """If dvc.lock is truncated, keep its complete entries and take the others from the last commit."""
-    await wait_for_dvc_lock(root, on_message)
-    async with hold_dvc_lock(root):
+    async with hold_dvc_lock(root, on_message):
         committed, present = committed_lock_text(root), read_lock_text(root)
         damage = describe_truncation(present, committed, dag)
         if not damage or not (root / "dvc.lock").exists():

@@ -16,9 +16,17 @@ import pytest
 from prefect import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from repositories import commit, dvc, environment
-from toys import free_port, new_toy, post_api, prefect_server, read_trace, task_runs, until, wait_until_no_processes
-
-from flows.dvc.command import is_locked
+from toys import (
+    free_port,
+    is_locked,
+    new_toy,
+    post_api,
+    prefect_server,
+    read_trace,
+    task_runs,
+    until,
+    wait_until_no_processes,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.ci]
 CHAIN: dict[str, list[str]] = {"quick": [], "long": ["quick"]}

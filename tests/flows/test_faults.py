@@ -17,6 +17,7 @@ from repositories import commit, dvc, environment, run
 from toys import (
     flow,
     free_port,
+    is_locked,
     last_run,
     new_toy,
     prefect_server,
@@ -25,8 +26,6 @@ from toys import (
     until,
     wait_until_no_processes,
 )
-
-from flows.dvc.command import is_locked
 
 CHAIN: dict[str, list[str]] = {"quick": [], "long": ["quick"]}
 CLEANUP_TIMEOUT = 10.0  # seconds until all processes must be gone
