@@ -20,7 +20,6 @@ from prefect.states import Cancelled, Completed, Failed
 from flows.dvc.command import dvc_status, run_dvc
 from flows.dvc.dag import Dag, Stage, read_dag
 from flows.dvc.lock_file import (
-    LockEntry,
     check_lockfile,
     committed_lock_text,
     missing_entries,
@@ -122,18 +121,13 @@ async def plan_run(
     on_wait: Callable[[str], None],
 ) -> Plan:
     """The plan, once all params are known to be valid."""
-    text = with_changes(root / "params.yaml", changes)
     params = {**flatten(read_params(root / "params.yaml")), **changes}
-
-    async def read_and_validate() -> dict[str, LockEntry]:
-        recorded = await read_lock(root)
-        await validate_params(root, text, needs_validation(dag, selected, recorded, params))
-        return recorded
-
+    recorded = await read_lock(root)
+    text, stages = with_changes(root / "params.yaml", changes), needs_validation(dag, selected, recorded, params)
     if force:
-        await read_and_validate()
+        await validate_params(root, text, stages)
         return Plan(dict.fromkeys(selected, "forced"))
-    recorded, status = await asyncio.gather(read_and_validate(), dvc_status(root, on_wait))
+    _, status = await asyncio.gather(validate_params(root, text, stages), dvc_status(root, on_wait))
     if changes:  # `dvc status` has read dvc.yaml's templates with the former params
         former = read_dag(root).stages
         status |= {name: ["changed command"] for name in selected if dag.stages[name] != former.get(name)}

@@ -80,7 +80,8 @@ async def make_report(root: Path, results: list[StageResult], log_dir: Path) -> 
     stages = read_dag(root).stages
     ran = [result.stage for result in results if result.state in ("Ran", "Restored")]
     pictures = [root / out for name in ran for out in stages[name].outs if out.endswith(".png")]
-    metrics = (await run_dvc(["metrics", "diff", "--all", "--md"], root)).lines if ran else ()
+    lines = (await run_dvc(["metrics", "diff", "--all", "--md"], root)).lines if ran else ()
+    metrics = "\n".join(line for line in lines if line.startswith("|"))
     reasons = [html.escape(result.reason.strip()).replace("\n", "<br>") for result in results]
     rows = [[one.stage, one.state, one.duration, why] for one, why in zip(results, reasons, strict=True)]
     parts = [
@@ -89,7 +90,7 @@ async def make_report(root: Path, results: list[StageResult], log_dir: Path) -> 
         markdown_table(["stage", "state", "took", "why"], rows),
         f"The whole output of each is in `{log_dir.parent.name}/{log_dir.name}`." if ran else "",
         "## Metrics, compared with those of the last commit" if metrics else "",
-        "\n".join(line for line in metrics if line.startswith("|")),
+        metrics,
         "## Pictures" if pictures else "",
         *(embed_picture(root, path) for path in pictures if path.exists()),
     ]

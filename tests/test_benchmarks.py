@@ -1,4 +1,4 @@
-"""The benchmark of trainings: a table of what was measured, and nothing is measured twice."""
+"""The benchmarks of trainings print a table, and measure nothing twice."""
 
 import json
 import re
@@ -42,7 +42,7 @@ def read_cells(output: str, recipe: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_it_measures_what_is_missing_and_sets_it_beside_the_references(project: Path, tmp_path: Path) -> None:
+def test_missing_measurements_are_made_and_compared_with_the_references(project: Path, tmp_path: Path) -> None:
     output_without_reference = run_benchmark(
         project, "--only", "quick", "--seeds", "1"
     )  # no reference has been measured yet
@@ -66,14 +66,14 @@ def test_it_measures_what_is_missing_and_sets_it_beside_the_references(project: 
         assert min(picture.size) > 300
 
 
-def test_a_name_that_is_no_recipe_is_one_line(project: Path) -> None:
+def test_an_unknown_recipe_is_one_line(project: Path) -> None:
     result = run(project, sys.executable, "-m", "benchmarks.training", "--only", "quik", status=None)
     assert result.returncode == 1
     assert result.stderr.startswith("quik is no recipe; ")
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_without_mnist_it_says_where_to_get_it(project: Path) -> None:
+def test_without_mnist_it_says_how_to_get_it(project: Path) -> None:
     source = project / "data" / "raw" / "source.json"
     content = source.read_text()
     source.write_text(content.replace('"mnist"', '"digits"', 1))
@@ -83,7 +83,7 @@ def test_without_mnist_it_says_where_to_get_it(project: Path) -> None:
     assert "make run DATASET=mnist" in result.stderr
 
 
-def test_portable_and_native_arithmetic_are_measured_in_turn_and_side_by_side(project: Path, tmp_path: Path) -> None:
+def test_portable_and_native_arithmetic_are_measured_alone_and_in_parallel(project: Path, tmp_path: Path) -> None:
     for name, value in {"train.min_steps": 20, "train.epochs": 0, "train.batch": 32, "machine.threads": 1}.items():
         set_param(project / "params.yaml", name, value)
     paths = ["--raw", "data/raw", "--splits", "data/splits", "--samples", str(tmp_path / "samples.png")]

@@ -94,7 +94,7 @@ def new_toy(folder: Path, graph: dict[str, list[str]] = DIAMOND, meta: dict[str,
 
 
 def flow(project: Path, *arguments: str, api: str, status: int | None = 0, module: str = "flows.pipeline") -> Done:
-    """`python -m flows.pipeline WORDS` in the project, on the server."""
+    """`python -m flows.pipeline ARGUMENTS` in the project, on the server."""
     result = subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=project,

@@ -76,9 +76,9 @@ def test_edges_and_order_are_those_of_dvc(tmp_path: Path, stages: dict[str, Any]
 def test_a_dep_whose_name_starts_with_that_of_an_out_makes_no_edge(tmp_path: Path) -> None:
     stages = {
         "folder": {"cmd": "mkdir -p made && touch made/a", "outs": ["made"]},
-        "beside": {"cmd": "true", "deps": ["made-up"]},
+        "other": {"cmd": "true", "deps": ["made-up"]},
     }
-    folder = dvc_repository(tmp_path / "beside", stages)
+    folder = dvc_repository(tmp_path / "project", stages)
     assert read_edges(read_dag(folder)) == dvc_edges(folder) == set()
 
 

@@ -87,7 +87,7 @@ def prefect(folder: Path, api: str, *arguments: str) -> str:
 
 @contextmanager
 def run_module(toy: Path, api: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`python -m WORDS` in the background, its output in a file beside the toy."""
+    """Run `python -m ARGUMENTS` in the background, with its output in a file next to the toy."""
     with (toy.parent / "output").open("ab") as output_file:
         process = subprocess.Popen(
             [sys.executable, "-m", *arguments],

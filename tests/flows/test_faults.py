@@ -59,7 +59,7 @@ def set_duration(toy: Path, seconds: float) -> None:
 def pipeline_process(
     toy: Path, api: str | None, *arguments: str, **variables: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """`python -m flows.pipeline WORDS`, as a terminal starts it: in a process group of its own."""
+    """`python -m flows.pipeline ARGUMENTS`, as a terminal starts it: in a process group of its own."""
     env = {**environment(), "no_proxy": "127.0.0.1", **({"PREFECT_API_URL": api} if api else {}), **variables}
     with (toy.parent / "output").open("wb") as output_file:
         process = subprocess.Popen(

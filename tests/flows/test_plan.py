@@ -28,7 +28,7 @@ def finished_toy(template_toy: Path, tmp_path: Path) -> Path:
 
 
 def plan_process(project: Path, *arguments: str) -> subprocess.Popen[str]:
-    """`python -m flows.pipeline --plan WORDS` in the project, with no server set."""
+    """`python -m flows.pipeline --plan ARGUMENTS` in the project, with no server set."""
     env = {name: value for name, value in environment().items() if not name.startswith("PREFECT_")}
     env["PREFECT_HOME"] = str(project.parent / "prefect")
     command = [sys.executable, "-m", "flows.pipeline", "--plan", *arguments]

@@ -71,9 +71,9 @@ def test_characters_that_arrive_in_parts_are_decoded_and_invalid_bytes_replaced(
         "for byte in 'größer\\n'.encode() + b'\\xff!\\n':\n"
         "    sys.stdout.buffer.write(bytes([byte])); sys.stdout.flush(); time.sleep(0.01)"
     )
-    result = asyncio.run(stream_command(python_command(program), tmp_path, log_file=tmp_path / "whole"))
+    result = asyncio.run(stream_command(python_command(program), tmp_path, log_file=tmp_path / "log"))
     assert result.lines == ("größer", "\ufffd!")
-    assert (tmp_path / "whole").read_bytes() == "größer\n".encode() + b"\xff!\n"
+    assert (tmp_path / "log").read_bytes() == "größer\n".encode() + b"\xff!\n"
 
 
 def test_a_progress_bar_is_one_line_and_every_byte_is_in_the_log_file(tmp_path: Path) -> None:
@@ -83,17 +83,17 @@ def test_a_progress_bar_is_one_line_and_every_byte_is_in_the_log_file(tmp_path: 
         "for step in range(5000):\n    sys.stderr.write(f'\\r{step + 1}/5000')\n"
         "sys.stderr.write('\\n')\nprint('ends')"
     )
-    result = asyncio.run(stream_command(python_command(program), tmp_path, log_file=tmp_path / "whole"))
+    result = asyncio.run(stream_command(python_command(program), tmp_path, log_file=tmp_path / "log"))
     assert result.lines == ("begins", "5000/5000", "ends")
     bar = "".join(f"\r{step + 1}/5000" for step in range(5000))
-    assert (tmp_path / "whole").read_bytes() == f"begins\n{bar}\nends\n".encode()
+    assert (tmp_path / "log").read_bytes() == f"begins\n{bar}\nends\n".encode()
 
 
 def test_of_a_tqdm_bar_the_last_state_is_kept(tmp_path: Path) -> None:
     program = (
         "import tqdm\nfor step in tqdm.tqdm(range(3000), 'epoch', mininterval=0, miniters=1):\n    pass\nprint('done')"
     )
-    file = tmp_path / "whole"
+    file = tmp_path / "log"
     result = asyncio.run(stream_command(python_command(program), tmp_path, log_file=file))
     assert len(result.lines) == 2
     assert result.lines[0].startswith("epoch: 100%")
@@ -118,16 +118,16 @@ def test_a_long_progress_bar_gives_a_line_every_15_seconds(tmp_path: Path) -> No
 
 
 def test_the_log_file_has_all_lines_and_the_result_the_last_thousand(tmp_path: Path) -> None:
-    result = asyncio.run(stream_command(["seq", "200000"], tmp_path, log_file=tmp_path / "whole"))
-    assert (tmp_path / "whole").read_text().split() == [str(number) for number in range(1, 200001)]
+    result = asyncio.run(stream_command(["seq", "200000"], tmp_path, log_file=tmp_path / "log"))
+    assert (tmp_path / "log").read_text().split() == [str(number) for number in range(1, 200001)]
     assert result.lines[-1] == "200000"
     assert len(result.lines) == 1000
 
 
 def test_a_second_command_appends_to_the_log_file(tmp_path: Path) -> None:
     for word in ("once", "again"):
-        asyncio.run(stream_command(["echo", word], tmp_path, log_file=tmp_path / "whole"))
-    assert (tmp_path / "whole").read_text() == "once\nagain\n"
+        asyncio.run(stream_command(["echo", word], tmp_path, log_file=tmp_path / "log"))
+    assert (tmp_path / "log").read_text() == "once\nagain\n"
 
 
 STUBBORN = """
