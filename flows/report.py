@@ -82,8 +82,7 @@ async def make_report(root: Path, results: list[StageResult], log_dir: Path) -> 
     pictures = [root / out for name in ran for out in stages[name].outs if out.endswith(".png")]
     lines = (await run_dvc(["metrics", "diff", "--all", "--md"], root)).lines if ran else ()
     metrics = "\n".join(line for line in lines if line.startswith("|"))
-    reasons = [html.escape(result.reason.strip()).replace("\n", "<br>") for result in results]
-    rows = [[one.stage, one.state, one.duration, why] for one, why in zip(results, reasons, strict=True)]
+    rows = [[result.stage, result.state, result.duration, html.escape(result.reason.strip())] for result in results]
     parts = [
         "\n".join(f"- {name}: {text}" for name, text in read_result(root).items()),
         "## Stages",
@@ -107,7 +106,8 @@ def embed_picture(root: Path, path: Path) -> str:
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+    cells = [[cell.replace("|", "/").replace("\n", "<br>") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def format_result(root: Path) -> str:
