@@ -178,7 +178,7 @@ def test_only_runs_the_named_stages_and_from_all_downstream_of_one(finished_toy:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "expected"),
     [
         (["--only", "left", "--from", "right"], "--only or by --from"),
         (["--only", "lift"], "no stage 'lift' in dvc.yaml, which has make, left, right, join"),

@@ -123,7 +123,7 @@ def test_an_unknown_stage_is_one_line(finished_toy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "expected"),
     [
         (["--only"], "--only: name the stages to run; dvc.yaml has make, left, right, join"),
         (["--only", "--from", "left"], "--only: name the stages to run; dvc.yaml has make, left, right, join"),
