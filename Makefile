@@ -17,7 +17,7 @@ setup:  ## make .venv with the exact set of requirements.lock, unless it is ther
 	  .venv/bin/python -m pip check && \
 	  cp requirements.lock .venv/installed.lock; }
 
-run: setup  ## run the whole pipeline and show the result; DATASET=digits (or mnist, …) chooses the data first
+run: setup  ## run the whole pipeline and show the result; DATASET=digits (or mnist, fashion-mnist, kmnist, own) first chooses the data set
 	@python -m flows.make_run $(if $(DATASET),--dataset "$(DATASET)")
 
 test: setup  ## the fast tests
@@ -47,7 +47,7 @@ lint: setup  ## ruff and mypy
 serve: setup  ## serve data/model/model.onnx over HTTP, with a page to draw on; FLAGS="--port 9000" and the like
 	@python -m lockstep.service.app $(if $(wildcard data/reports/evaluate.json),--report data/reports/evaluate.json) $(FLAGS)
 
-serve-flows: setup  ## serve the deployments of prefect.yaml and their schedules, without a worker or a pool
+serve-flows: setup  ## serve the deployments of prefect.yaml and their schedules, without a worker or a work pool
 	@python -m flows.serve_deployments
 
 bench: setup  ## the published recipes and ours side by side; ONLY="quick standard" SEEDS=5 chooses
@@ -62,10 +62,10 @@ bench-pipeline: setup  ## each stage's overhead and memory, a run with nothing t
 bench-onnx: setup  ## the exported file in ONNX Runtime beside the network in PyTorch
 	@python -m benchmarks.inference
 
-bench-flow: setup  ## what the flow costs over dvc repro
+bench-flow: setup  ## what the flow costs compared with dvc repro
 	@python benchmarks/flow_overhead.py
 
-experiments: setup  ## NAMES="reference_a reference_b" or NAMES=--all: run sets of experiments.yaml and show them
+experiments: setup  ## NAMES="reference_a reference_b" or NAMES=--all: run sets of experiments.yaml and show their results
 	@python -m flows.experiments $(NAMES)
 
 lock: setup  ## make requirements.lock anew from the ranges in pyproject.toml

@@ -1,4 +1,4 @@
-"""What the flow costs over `dvc repro`: this pipeline's graph with stages that take no time, in turn, on a warm server.
+"""What the flow costs compared with `dvc repro`: this pipeline's graph, with stages that take no time.
 
 python benchmarks/flow_overhead.py [--rounds 5]
 """
@@ -24,9 +24,9 @@ ROOT = Path(__file__).parent.parent
 
 
 def measure(*, rounds: int = 5) -> None:
-    """Time whole commands, A B A B, and print medians."""
-    with tempfile.TemporaryDirectory() as folder, server(Path(folder)) as environment:
-        project, stages = without_work(Path(folder) / "project")
+    """Time whole commands in turn, on a Prefect server that is running, and print medians."""
+    with tempfile.TemporaryDirectory() as folder, prefect_server(Path(folder)) as environment:
+        project, stage_count = make_project(Path(folder) / "project")
         commands = {
             "dvc repro, all stages": ["dvc", "repro", "--force"],
             "the flow, all stages": [sys.executable, "-m", "flows.pipeline", "--force"],
@@ -37,21 +37,20 @@ def measure(*, rounds: int = 5) -> None:
         seconds: dict[str, list[float]] = {name: [] for name in commands}
         for turn in range(rounds + 1):
             for name, command in commands.items():
-                took = timed(command, project, environment)
-                if turn:  # the first is to warm up
-                    seconds[name].append(took)
+                duration = time_command(command, project, environment)
+                if turn:  # the first round fills caches
+                    seconds[name].append(duration)
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    print(f"Medians of {rounds} rounds, and what they ranged over:")
-    for name, took in seconds.items():
-        print(f"  {name:<34} {statistics.median(took):6.2f} s   {min(took):.2f} to {max(took):.2f}")
-    cost = [
-        flow - dvc for flow, dvc in zip(seconds["the flow, all stages"], seconds["dvc repro, all stages"], strict=True)
-    ]
-    print(f"The flow's own cost: {statistics.median(cost) / stages:.2f} s a stage ({stages} stages)")
+    print(f"Medians of {rounds} rounds, with minimum and maximum:")
+    for name, durations in seconds.items():
+        print(f"  {name:<34} {statistics.median(durations):6.2f} s   {min(durations):.2f} to {max(durations):.2f}")
+    pairs = zip(seconds["the flow, all stages"], seconds["dvc repro, all stages"], strict=True)
+    overhead = statistics.median(flow - dvc for flow, dvc in pairs) / stage_count
+    print(f"The flow's own cost: {overhead:.2f} s a stage ({stage_count} stages)")
 
 
-def without_work(folder: Path) -> tuple[Path, int]:
-    """A repository with this dvc.yaml, whose stages only make their outputs; and how many stages there are."""
+def make_project(folder: Path) -> tuple[Path, int]:
+    """A repository with this dvc.yaml, whose stages only make their outputs; and the number of its stages."""
     names = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.splitlines()
@@ -70,25 +69,26 @@ def without_work(folder: Path) -> tuple[Path, int]:
     for kind in ("plots", "artifacts"):
         content.pop(kind, None)
     yaml.dump(content, folder / "dvc.yaml")
-    for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=b", "-c", "user.email=b@b", "commit", "-qm", "all"]):
-        subprocess.run(["git", *words], cwd=folder, check=True)
+    identity = ["-c", "user.name=b", "-c", "user.email=b@b"]
+    for arguments in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "all"]):
+        subprocess.run(["git", *arguments], cwd=folder, check=True)
     return folder, len(content["stages"])
 
 
-def timed(command: list[str], folder: Path, environment: dict[str, str]) -> float:
-    started = time.monotonic()
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stdout + done.stderr)
-    return time.monotonic() - started
+def time_command(command: list[str], folder: Path, environment: dict[str, str]) -> float:
+    start = time.monotonic()
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    if result.returncode:
+        sys.exit(result.stdout + result.stderr)
+    return time.monotonic() - start
 
 
 @contextmanager
-def server(folder: Path) -> Iterator[dict[str, str]]:
-    """A Prefect server with its own database; the environment in which it is the one that is set."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+def prefect_server(folder: Path) -> Iterator[dict[str, str]]:
+    """A Prefect server with its own database; gives the environment in which PREFECT_API_URL is its address."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {
         **os.environ,
@@ -100,7 +100,7 @@ def server(folder: Path) -> Iterator[dict[str, str]]:
     command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        while process.poll() is None and not answers(f"http://127.0.0.1:{port}/api/health"):
+        while process.poll() is None and not is_healthy(f"http://127.0.0.1:{port}/api/health"):
             time.sleep(0.2)
         yield {**environment, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
     finally:
@@ -108,7 +108,7 @@ def server(folder: Path) -> Iterator[dict[str, str]]:
         process.wait()
 
 
-def answers(url: str) -> bool:
+def is_healthy(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=5):
             return True

@@ -1,4 +1,4 @@
-"""What a benchmark ran on, how fast that multiplies matrices, and the file that its raw numbers go to."""
+"""Describes the machine of a benchmark, measures its matrix products, and stores measurements in a file."""
 
 import json
 import os
@@ -17,33 +17,33 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 def describe(threads: int) -> str:
     return (
-        f"{processor()}, {threads} of {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}, "
+        f"{cpu_name()}, {threads} of {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}, "
         f"Python {platform.python_version()}, torch {torch.__version__.split('+')[0]}"
     )
 
 
-def processor() -> str:
+def cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return names[0] if names else platform.cpu_name() or platform.machine()
 
 
 def limit(threads: int, dtype: torch.dtype = torch.float32, size: int = 2048) -> float:
-    """Floating point operations a second in products of square matrices: the median of five."""
+    """Floating point operations a second in products of two SIZE x SIZE matrices: the median of five."""
     torch.set_num_threads(threads)
     a, b = torch.rand(size, size, dtype=dtype), torch.rand(size, size, dtype=dtype)
     a @ b
-    took = []
+    durations = []
     for _ in range(5):
-        started = time.perf_counter()
+        start = time.perf_counter()
         a @ b
-        took.append(time.perf_counter() - started)
-    return 2 * size**3 / median(took)
+        durations.append(time.perf_counter() - start)
+    return 2 * size**3 / median(durations)
 
 
 class Results:
-    """Rows of numbers in a file, each under its key: what is there is not measured again."""
+    """Measurements of one machine in a JSON Lines file. A row that the file has is not measured again."""
 
     def __init__(self, name: str, machine: str) -> None:
         self.path, self.machine = RESULTS / f"{name}.jsonl", machine
@@ -56,7 +56,7 @@ class Results:
         return next((row for row in self if key.items() <= row.items()), None)
 
     def once(self, measure: Callable[[], dict[str, Any]], **key: Any) -> dict[str, Any]:
-        """The row of that key, as it was measured or as it is measured now."""
+        """The row of this key: from the file, or measured now."""
         if row := self.find(**key):
             return row
         row = {**key, **measure()}

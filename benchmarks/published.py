@@ -1,4 +1,4 @@
-"""The published recipes as their authors run them: a loader that takes image by image, and a plain loop."""
+"""The published recipes as their authors run them: a DataLoader that loads image by image, and a plain loop."""
 
 import itertools
 import time
@@ -22,70 +22,75 @@ class Recipe:
     shuffle: bool = True
     normalize: bool = False
     loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy
-    decay: float = 1.0  # of the learning rate, after each epoch
+    decay: float = 1.0  # factor of the learning rate after each epoch
 
 
 def train(
     recipe: Recipe, root: Path, seed: int, *, epochs: int, at_least: int = 0, until: float = 2.0
 ) -> list[tuple[float, float]]:
-    """After each epoch: the seconds spent in training loops so far, and the accuracy on the test images."""
+    """After each epoch: the seconds in training loops so far, and the test accuracy.
+
+    Training ends after EPOCHS, or as soon as it has AT_LEAST epochs and the accuracy UNTIL.
+    """
     torch.manual_seed(seed)
-    steps = [transforms.ToTensor(), *([transforms.Normalize((0.1307,), (0.3081,))] if recipe.normalize else [])]
-    data = [datasets.MNIST(root, train=train, transform=transforms.Compose(steps)) for train in (True, False)]
-    loader = DataLoader(data[0], recipe.batch, shuffle=recipe.shuffle)
+    preparation = [transforms.ToTensor(), *([transforms.Normalize((0.1307,), (0.3081,))] if recipe.normalize else [])]
+    train_set, test_set = [
+        datasets.MNIST(root, train=train, transform=transforms.Compose(preparation)) for train in (True, False)
+    ]
+    loader = DataLoader(train_set, recipe.batch, shuffle=recipe.shuffle)
     network = recipe.network()
     optimizer = recipe.optimizer(network)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, recipe.decay)
-    seconds, seen = 0.0, []
+    seconds, results = 0.0, []
     for _ in range(epochs):
-        started = time.perf_counter()
+        start = time.perf_counter()
         for images, labels in loader:
             optimizer.zero_grad()
             recipe.loss(network(images), labels).backward()
             optimizer.step()
         schedule.step()
-        seconds += time.perf_counter() - started
-        seen.append((seconds, accuracy(network, data[1])))
-        if len(seen) >= at_least and max(reached for _, reached in seen) >= until:
+        seconds += time.perf_counter() - start
+        results.append((seconds, accuracy(network, test_set)))
+        if len(results) >= at_least and max(value for _, value in results) >= until:
             break
-    return seen
+    return results
 
 
 @torch.no_grad()
 def accuracy(network: nn.Module, data: datasets.MNIST) -> float:
     network.eval()
-    hits = sum(int((network(images).argmax(1) == labels).sum()) for images, labels in DataLoader(data, 1000))
+    correct = sum(int((network(images).argmax(1) == labels).sum()) for images, labels in DataLoader(data, 1000))
     network.train()
-    return hits / len(data)
+    return correct / len(data)
 
 
 def two_convolutions(widths: tuple[int, int], kernels: tuple[int, int], pads: tuple[int, int]) -> list[nn.Module]:
-    (one, two), (a, b), (p, q) = widths, kernels, pads
-    return [
-        nn.Conv2d(1, one, a, padding=p), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(one, two, b, padding=q), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
-    ]  # fmt: skip
+    layers: list[nn.Module] = []
+    for channels, width, kernel, padding in zip((1, widths[0]), widths, kernels, pads, strict=True):
+        layers += [nn.Conv2d(channels, width, kernel, padding=padding), nn.ReLU(), nn.MaxPool2d(2)]
+    return [*layers, nn.Flatten()]
 
 
-def dense(*widths: int) -> list[nn.Module]:
-    layers = [part for a, b in itertools.pairwise(widths) for part in (nn.Linear(a, b), nn.ReLU())]
+def linear_layers(*widths: int) -> list[nn.Module]:
+    """Linear layers of these widths, with ReLU between them."""
+    layers = [layer for pair in itertools.pairwise(widths) for layer in (nn.Linear(*pair), nn.ReLU())]
     return layers[:-1]
 
 
 def network_a() -> nn.Module:
-    return nn.Sequential(*two_convolutions((16, 32), (5, 5), (2, 2)), *dense(1568, 10))
+    return nn.Sequential(*two_convolutions((16, 32), (5, 5), (2, 2)), *linear_layers(1568, 10))
 
 
 def network_b() -> nn.Module:
-    return nn.Sequential(*two_convolutions((16, 32), (3, 3), (1, 1)), *dense(1568, 512, 128, 10), nn.Softmax(1))
+    return nn.Sequential(*two_convolutions((16, 32), (3, 3), (1, 1)), *linear_layers(1568, 512, 128, 10), nn.Softmax(1))
 
 
 def network_c() -> nn.Module:
-    return nn.Sequential(*two_convolutions((6, 16), (3, 5), (2, 0)), *dense(400, 120, 84, 10))
+    return nn.Sequential(*two_convolutions((6, 16), (3, 5), (2, 0)), *linear_layers(400, 120, 84, 10))
 
 
 def network_e() -> nn.Module:
-    return nn.Sequential(*two_convolutions((10, 20), (5, 5), (0, 0)), *dense(320, 10))
+    return nn.Sequential(*two_convolutions((10, 20), (5, 5), (0, 0)), *linear_layers(320, 10))
 
 
 def network_examples() -> nn.Module:

@@ -1,7 +1,7 @@
-"""The reproducibility alarm: every stage anew in a scratch clone, and every output held against dvc.lock."""
+"""The flow `lockstep-audit`: runs every stage again in a scratch clone, and compares each output with dvc.lock."""
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,164 +10,160 @@ from prefect.artifacts import acreate_markdown_artifact
 from prefect.states import Completed, Failed
 
 from flows.dvc.dag import read_dag
+from flows.dvc.lock_file import read_lock
 from flows.dvc.params_file import flatten
 from flows.errors import FlowError
-from flows.pipeline import ROOT, outcome, rename, run_stages
-from flows.plan import read_lock
-from flows.report import load, summary, table
+from flows.pipeline import ROOT, flow_state, rename_flow_run, run_stages
+from flows.report import markdown_table, read_json, run_title, shorten
 from flows.terminal import run_cli, run_flow
-from flows.workspace import scratch
+from flows.workspace import open_scratch_clone
 
 KEY = "lockstep-audit"
-Sums = dict[str, str]  # an output's path to its checksum
-Trace = list[dict[str, str]]  # rows of a checksum for each tensor, by step
+Trace = list[dict[str, str]]  # rows of train's trace: a step, and a checksum for each tensor
 
 
 @flow(name="lockstep-audit", persist_result=False)
 async def audit(tolerance: float = 0.005) -> State[Any]:
-    """Run every stage anew from the raw data in a scratch clone of HEAD, and fail if a byte differs from dvc.lock.
+    """Run every stage again from the raw data in a scratch clone of HEAD, and fail if a byte differs from dvc.lock.
 
-    Where train's record of the machine is another than the committed one (arithmetic, device, threads, and for native
-    arithmetic the CPU), bytes may differ. There it runs twice, holds the two against each other byte by byte, and the
-    metrics against those of HEAD.
+    Bytes may differ if train records another machine than the committed record (arithmetic, device, threads, and for
+    native arithmetic the CPU). Then every stage runs twice: the outputs of the two runs must be the same bytes, and the
+    metrics must be close to those of HEAD.
 
     Args:
-        tolerance: how far a metric may be from the committed one, where the machine is another
+        tolerance: the largest difference of a metric from the committed one, on another machine
     """
     log = get_run_logger()
     try:
-        async with scratch(ROOT, log.info) as root:
-            state, report = await audited(root, tolerance)
-    except FlowError as problem:
-        state, report = Failed(message=str(problem)), str(problem)
+        async with open_scratch_clone(ROOT, log.info) as root:
+            state, table = await compare_rerun(root, tolerance)
+    except FlowError as error:
+        state, table = Failed(message=str(error)), str(error)
     log.info(f"{state.name}: {state.message}")
-    await acreate_markdown_artifact(f"## {state.name}: {state.message}\n\n{report}", KEY, state.message)
-    await rename(f"audit: {state.message}"[:150])
+    await acreate_markdown_artifact(f"## {state.name}: {state.message}\n\n{table}", KEY, state.message)
+    await rename_flow_run(shorten(f"audit: {state.message}"))
     return state
 
 
-async def audited(root: Path, tolerance: float) -> tuple[State[Any], str]:
-    """What came of it, and the outputs one by one."""
-    committed, machine, metrics = await checksums(root), read_machine(root), read_metrics(root)
+async def compare_rerun(root: Path, tolerance: float) -> tuple[State[Any], str]:
+    """The audit's state, and a table of every output."""
+    committed, machine, metrics = await read_checksums(root), read_machine(root), read_metrics(root)
     traces = read_traces(root)
     first = await rerun_all(root)
-    differ = [path for path in committed if first.get(path) != committed[path]]
-    report = table(["output", "dvc.lock", "anew"], [[path, committed[path], first.get(path, "")] for path in committed])
-    if not differ:
-        return Completed(
-            name="Reproduced", message=f"All {len(first)} outputs are those of dvc.lock to the last byte"
-        ), report
-    here = read_machine(root)
-    changes = machine_changes(machine, here)
+    rows = [[path, committed[path], first.get(path, "")] for path in committed]
+    table = markdown_table(["output", "dvc.lock", "this run"], rows)
+    different = [path for path in committed if first.get(path) != committed[path]]
+    if not different:
+        return Completed(name="Reproduced", message=f"All {len(first)} outputs have the same bytes as dvc.lock"), table
+    changes = list_changes(machine, read_machine(root))
     if not changes:
-        where = locate_difference(root, differ, traces)
-        return Failed(message=f"Bytes differ from those of dvc.lock: {', '.join(differ)}; {where}"), report
+        source = locate_difference(root, different, traces)
+        return Failed(message=f"Bytes differ from those of dvc.lock: {', '.join(different)}; {source}"), table
+    where = f"on another machine than the recorded one ({', '.join(changes)})"
     traces = read_traces(root)
     second = await rerun_all(root)
-    unequal = [path for path in first if first[path] != second.get(path)]
-    far = list(metric_drift(metrics, read_metrics(root), tolerance))
-    where = f"on another machine than the recorded one ({', '.join(changes)})"
-    if unequal:
-        begun = locate_difference(root, unequal, traces)
-        return Failed(message=f"Two runs differ from each other, {where}: {', '.join(unequal)}; {begun}"), report
-    if far:
-        return Failed(message=f"Metrics are more than {tolerance:g} away, {where}: {', '.join(far)}"), report
-    said = f"Two runs are equal to the last byte, and metrics within {tolerance:g} of the committed ones, {where}"
-    return Completed(name="Reproduced", message=said), report
+    if unequal := [path for path in first if first[path] != second.get(path)]:
+        source = locate_difference(root, unequal, traces)
+        return Failed(message=f"Two runs differ from each other, {where}: {', '.join(unequal)}; {source}"), table
+    if drift := metric_drift(metrics, read_metrics(root), tolerance):
+        message = f"Metrics differ by more than {tolerance:g} from the committed ones, {where}: {', '.join(drift)}"
+        return Failed(message=message), table
+    message = f"Two runs gave the same bytes, and metrics within {tolerance:g} of the committed ones, {where}"
+    return Completed(name="Reproduced", message=message), table
 
 
-def machine_changes(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What differs between two records of the machine."""
-    nothing = "nothing"
-    return [
-        f"{key} {recorded.get(key, nothing)} -> {here.get(key, nothing)}"
-        for key in {**recorded, **here}
-        if recorded.get(key) != here.get(key)
-    ]
+async def rerun_all(root: Path) -> dict[str, str]:
+    """Run every stage; the checksums of the outputs."""
+    results, _ = await run_stages(root, (), None, force=True, changes={})
+    if not flow_state(results).is_completed():
+        raise FlowError(f"A stage failed, so nothing was compared: {run_title(results)}")
+    return await read_checksums(root)
 
 
-def locate_difference(root: Path, differ: list[str], before: Mapping[str, Trace]) -> str:
-    """The first stage that made another output, and in its trace the steps and the tensors."""
-    after = read_traces(root)
-    for name, stage in read_dag(root).stages.items():
-        if set(stage.outs) & set(differ):
-            found = (
-                first_difference(before[path], after[path]) for path in stage.outs if path in before and path in after
-            )
-            return ", ".join([f"it begins in {name}", *filter(None, found)])
-    return "no stage of dvc.yaml makes them"
-
-
-def first_difference(before: Trace, after: Trace) -> str:
-    """The first row of two traces that differs: its step, and which tensors."""
-    equal = ""
-    for old, new in zip(before, after, strict=False):
-        if old.keys() != new.keys() or old["step"] != new["step"]:
-            return "whose traces are of other networks or steps"
-        if columns := [column for column in old if old[column] != new[column]]:
-            when = f"between step {equal} and {told_step(old['step'])}" if equal else "before the first step"
-            return (
-                f"{when}; tensors that differ: {len(columns)} of {len(old) - 1}, the first in the network {columns[0]}"
-            )
-        equal = old["step"]
-    return ""
-
-
-def told_step(step: str) -> str:
-    return f"step {step}" if step.isdecimal() else "the end, where train calibrates and chooses the weights"
-
-
-def read_traces(root: Path) -> dict[str, Trace]:
-    """The traces of trainings, as train writes them, that are here."""
-    outs = [out for stage in read_dag(root).stages.values() for out in stage.outs if Path(out).stem == "trace"]
-    traces = {}
-    for out in outs:
-        if (root / out).exists():
-            with (root / out).open(newline="", encoding="utf-8") as file:
-                traces[out] = list(csv.DictReader(file))
-    return traces
-
-
-async def rerun_all(root: Path) -> Sums:
-    """Run every stage; the checksums of what they made."""
-    rows, _ = await run_stages(root, (), None, True, {})
-    if not outcome(rows).is_completed():
-        raise FlowError(f"A stage failed, so nothing was compared: {summary(rows)}")
-    return await checksums(root)
-
-
-async def checksums(root: Path) -> Sums:
+async def read_checksums(root: Path) -> dict[str, str]:
     return {out["path"]: out["md5"] for entry in (await read_lock(root)).values() for out in entry.get("outs", [])}
 
 
+def list_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return [f"{key} {old.get(key, 'nothing')} -> {new.get(key, 'nothing')}" for key in keys]
+
+
+def metric_drift(old: Mapping[str, Any], new: Mapping[str, Any], tolerance: float) -> list[str]:
+    """The floats and booleans that differ too much. Integers count something, and are not compared."""
+    far = {}
+    for name, before in old.items():
+        after = new.get(name)
+        are_close = isinstance(after, float) and isinstance(before, float) and abs(after - before) <= tolerance
+        if isinstance(before, float | bool) and not are_close:
+            far[name] = before
+    return list_changes(far, {name: new[name] for name in far if name in new})
+
+
+def locate_difference(root: Path, different: list[str], before: Mapping[str, Trace]) -> str:
+    """The first stage with a different output, and the steps and tensors in its trace."""
+    after = read_traces(root)
+    for name, stage in read_dag(root).stages.items():
+        if set(stage.outs) & set(different):
+            traced = [path for path in stage.outs if path in before and path in after]
+            details = [compare_traces(before[path], after[path]) for path in traced]
+            return ", ".join([f"it begins in {name}", *filter(None, details)])
+    return "no stage of dvc.yaml makes them"
+
+
+def compare_traces(before: Trace, after: Trace) -> str:
+    """The step of the first row that differs, and which tensors differ in it."""
+    last_equal = ""
+    for old, new in zip(before, after, strict=False):
+        if old.keys() != new.keys() or old["step"] != new["step"]:
+            return "whose traces are of different networks or steps"
+        if tensors := [name for name in old if old[name] != new[name]]:
+            is_step = old["step"].isdecimal()
+            row = f"step {old['step']}" if is_step else "the end, where train calibrates and chooses the weights"
+            when = f"between step {last_equal} and {row}" if last_equal else "before the first step"
+            count = f"{len(tensors)} of {len(old) - 1}"
+            return f"{when}; tensors that differ: {count}, the first in the network {tensors[0]}"
+        last_equal = old["step"]
+    return ""
+
+
+def find_outs(root: Path, stem: str) -> list[str]:
+    """The outs of this file name that exist."""
+    outs = [out for stage in read_dag(root).stages.values() for out in stage.outs if Path(out).stem == stem]
+    return [out for out in outs if (root / out).exists()]
+
+
+def read_traces(root: Path) -> dict[str, Trace]:
+    traces = {}
+    for path in find_outs(root, "trace"):
+        with (root / path).open(newline="", encoding="utf-8") as file:
+            traces[path] = list(csv.DictReader(file))
+    return traces
+
+
 def read_machine(root: Path) -> dict[str, Any]:
-    """Where train ran, by its own record: for equal ones the same bytes are promised."""
-    outs = [out for stage in read_dag(root).stages.values() for out in stage.outs]
-    records = [load(root / out) for out in outs if Path(out).stem == "environment"]
+    """Train's record of the machine: with equal records the same bytes are promised."""
+    records = [read_json(root / path) for path in find_outs(root, "environment")]
     return {key: value for record in records for key, value in record.items() if key != "libraries"}
 
 
 def read_metrics(root: Path) -> dict[str, Any]:
-    files = [file for stage in read_dag(root).stages.values() for file in stage.metrics]
-    return {f"{Path(file).stem}.{name}": value for file in files for name, value in flatten(load(root / file)).items()}
-
-
-def metric_drift(old: Mapping[str, Any], new: Mapping[str, Any], tolerance: float) -> Iterator[str]:
-    """Floats and booleans that are too far away. Whole numbers, which count something, are not compared."""
-    for name, before in old.items():
-        after = new.get(name)
-        near = isinstance(after, float) and isinstance(before, float) and abs(after - before) <= tolerance
-        if isinstance(before, (float, bool)) and not near and before != after:
-            yield f"{name} {before} -> {after}"
+    paths = [path for stage in read_dag(root).stages.values() for path in stage.metrics]
+    metrics = {Path(path).stem: flatten(read_json(root / path)) for path in paths}
+    return {f"{stem}.{name}": value for stem, values in metrics.items() for name, value in values.items()}
 
 
 def command(*, tolerance: float = 0.005) -> None:
-    """Run every stage anew in a scratch clone of HEAD, and fail if a byte differs from dvc.lock.
+    """Run every stage again from the raw data in a scratch clone of HEAD, and fail if a byte differs from dvc.lock.
+
+    On another machine than the recorded one every stage runs twice, and the two runs are compared. For example:
+
+    python -m flows.audit --tolerance 0.002
 
     Parameters
     ----------
     tolerance
-        How far a metric may be from the committed one, where the machine is another.
+        The largest difference of a metric from the committed one, on another machine.
     """
     raise SystemExit(run_flow(audit, tolerance=tolerance))
 

@@ -1,4 +1,4 @@
-"""The automation that ends runs whose worker or machine died: no sign of life for a while, and the run is Crashed."""
+"""The Prefect automation that marks a run as Crashed when its heartbeats stop: its worker or machine has died."""
 
 import asyncio
 from datetime import timedelta
@@ -10,16 +10,16 @@ from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
 NAME = "lockstep: end runs that show no sign of life"
-DIED = "No sign of life: its worker or machine died"
+MESSAGE = "No sign of life: its worker or machine died"
 FLOWS = ["lockstep", "lockstep-audit", "lockstep-sweep"]
-PATIENCE = timedelta(seconds=120)  # four heartbeats, as pyproject.toml and prefect.yaml set them
+HEARTBEAT_TIMEOUT = timedelta(seconds=120)  # four heartbeats, which pyproject.toml and prefect.yaml set
 
 
-def automation() -> Automation:
-    """After a heartbeat any event of the same run is a sign of life: the next one, or a state, whatever its name."""
+def make_automation() -> Automation:
+    """After a heartbeat, any event of the same run counts: the next heartbeat, or a state of any name."""
     return Automation(
         name=NAME,
-        description="Set up with the deployments. A run that sends no heartbeat and no state is called Crashed.",
+        description="Made with the deployments. Marks a run as Crashed when it sends no heartbeat and no state.",
         trigger=EventTrigger(
             posture=Posture.Proactive,
             after={"prefect.flow-run.heartbeat"},
@@ -28,23 +28,23 @@ def automation() -> Automation:
             match_related=ResourceSpecification({"prefect.resource.role": ["flow"], "prefect.resource.name": FLOWS}),
             for_each={"prefect.resource.id"},
             threshold=1,
-            within=PATIENCE,
+            within=HEARTBEAT_TIMEOUT,
         ),
-        actions=[ChangeFlowRunState(name=None, state=StateType.CRASHED, force=False, message=DIED)],
+        actions=[ChangeFlowRunState(name=None, state=StateType.CRASHED, force=False, message=MESSAGE)],
     )
 
 
-async def set_up() -> None:
-    """Make the automation, or bring the one that is there up to date."""
-    wanted = automation()
+async def create_automation() -> None:
+    """Create the automation, or update the one that exists."""
+    automation = make_automation()
     try:
-        wanted.id = (await Automation.aread(name=NAME)).id
+        automation.id = (await Automation.aread(name=NAME)).id
     except ValueError:
-        await wanted.acreate()
+        await automation.acreate()
         return
-    await wanted.aupdate()
+    await automation.aupdate()
 
 
 if __name__ == "__main__":
-    asyncio.run(set_up())
+    asyncio.run(create_automation())
     print(f"Automation: {NAME}")

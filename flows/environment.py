@@ -1,14 +1,14 @@
-"""The environment that DVC and the stages run in, and commands run in it."""
+"""The environment in which DVC and the stages run."""
 
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 
 def environment() -> dict[str, str]:
-    """This process's own, with its Python's folder first on PATH: a stage's `python` is the one that runs this."""
+    """This process's environment, with its Python first on PATH: the `python` of a stage's command is this one."""
     return {
         **os.environ,
         "PYTHONUNBUFFERED": "1",  # lines appear when they are written, also in a pipe
@@ -17,18 +17,9 @@ def environment() -> dict[str, str]:
 
 
 def run_command(command: Sequence[str], root: Path, *, quiet: bool = False) -> int:
-    """The exit status of the command; `quiet`: it shows nothing and asks nothing."""
-    nothing = subprocess.DEVNULL if quiet else None
-    done = subprocess.run(
-        command, cwd=root, env=environment(), stdin=nothing, stdout=nothing, stderr=nothing, check=False
+    """Run a command in this terminal, or without input and output if QUIET; returns its exit status."""
+    stream = subprocess.DEVNULL if quiet else None
+    result = subprocess.run(
+        command, cwd=root, env=environment(), stdin=stream, stdout=stream, stderr=stream, check=False
     )
-    return done.returncode
-
-
-def set_param_flags(params: Mapping[str, object]) -> list[str]:
-    """The -S flags of `dvc exp run` that set these params."""
-    return [flag for name, value in params.items() for flag in ("-S", f"{name}={plain(value)}")]
-
-
-def plain(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return result.returncode

@@ -1,5 +1,5 @@
-"""What a person did wrong or must decide, as one line that names it: a command or a run ends with it."""
+"""The error that a person can correct: its message is one line that names the key, file or stage, and what to do."""
 
 
 class FlowError(Exception):
-    """The message is all that the person sees: it names the key, file or stage, and what to do."""
+    """Ends a command or a run with its message alone."""

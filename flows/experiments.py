@@ -1,11 +1,12 @@
-"""Named sets of params, or all points of a grid, run as DVC experiments: `make experiments`, and the flow `sweep`."""
+"""The flow `lockstep-sweep`: runs sets of experiments.yaml, or the points of a grid, as DVC experiments."""
 
 import asyncio
 import csv
 import itertools
+import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,22 +18,21 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
 from pydantic import Field
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
-from flows.dvc.command import dvc
+from flows.dvc.command import run_dvc
 from flows.dvc.dag import read_dag
 from flows.dvc.lock_file import repair_lockfile
-from flows.dvc.params_file import parse_overrides, with_changes
-from flows.environment import run_command, set_param_flags
+from flows.dvc.params_file import load_yaml, parse_overrides, with_changes
+from flows.environment import run_command
 from flows.errors import FlowError
 from flows.parameters import validate_params
 from flows.terminal import run_cli, run_flow
 
 ROOT = Path(__file__).parent.parent
 KEY = "lockstep-sweep"
-# The columns of `dvc exp show` that tell recipes apart; it shows all others without --drop.
-SHOWN = r"Experiment|.*evaluate\S*:accuracy|accuracy_(low|high)|train\.(model|epochs|batch|optimizer|learning_rate)"
-Points = dict[str, dict[str, Any]]  # the params of each experiment, by its name
+# The columns of `dvc exp show` that every table has, besides the params that the experiments change.
+COLUMNS = r"Experiment|.*evaluate\S*:accuracy|accuracy_(low|high)|train\.(model|epochs|batch|optimizer|learning_rate)"
+Experiments = dict[str, dict[str, Any]]  # the params of each experiment, by its name
 
 
 @flow(name="lockstep-sweep", persist_result=False)
@@ -46,124 +46,121 @@ async def sweep(
     Args:
         names: sets of experiments.yaml
         grid: values to combine, by param, as in {"train.epochs" - [1, 2], "train.seed" - [0, 1, 2]}
-        limit: how many run side by side
+        limit: how many run in parallel
     """
-    log, turn = get_run_logger(), asyncio.Semaphore(limit)
+    log, semaphore = get_run_logger(), asyncio.Semaphore(limit)
     try:
-        points = chosen(names or [], grid or {})
+        experiments = select_experiments(names or [], grid or {})
         await repair_lockfile(ROOT, read_dag(ROOT), log.info)
-        for params in points.values():
-            await validate_params(
-                ROOT, with_changes(ROOT / "params.yaml", params), sorted({name.split(".")[0] for name in params})
-            )
-    except FlowError as problem:
-        log.error(str(problem))
-        return Failed(message=str(problem))
-    states = dict(zip(points, await asyncio.gather(*(point(*item, turn) for item in points.items())), strict=True))
-    await acreate_table_artifact(await results(points, log.info), KEY, ", ".join(points))
-    failed = [name for name, state in states.items() if not state.is_completed()]
-    if failed:
+        for params in experiments.values():
+            sections = sorted({name.split(".")[0] for name in params})
+            await validate_params(ROOT, with_changes(ROOT / "params.yaml", params), sections)
+    except FlowError as error:
+        log.error(str(error))
+        return Failed(message=str(error))
+    states = await asyncio.gather(*(run_experiment(*item, semaphore) for item in experiments.items()))
+    await acreate_table_artifact(await read_results(experiments, log.info), KEY, ", ".join(experiments))
+    if failed := [name for name, state in zip(experiments, states, strict=True) if not state.is_completed()]:
         log.error(f"failed: {', '.join(failed)}")
         return Failed(message=f"failed: {', '.join(failed)}")
-    return Completed(message=f"{len(points)} experiments: {', '.join(points)}")
+    return Completed(message=f"{len(experiments)} experiments: {', '.join(experiments)}")
 
 
-async def point(name: str, params: dict[str, Any], turn: asyncio.Semaphore) -> State[Any]:
-    """The task run of one experiment. When it has succeeded, it replaces a former one of its name."""
+async def run_experiment(name: str, params: Mapping[str, Any], semaphore: asyncio.Semaphore) -> State[Any]:
+    """Run one experiment in its task. If it succeeds, it replaces the former experiment of its name."""
     new = f"{name}-new"
+    flags = [flag for param, value in params.items() for flag in ("-S", f"{param}={json.dumps(value)}")]
 
     async def experiment() -> State[Any]:
-        async with turn:
-            say = get_run_logger().info
-            await dvc(["exp", "remove", new], ROOT)  # what a run that was killed may have left
-            done = await dvc(["exp", "run", "--temp", "--name", new, *set_param_flags(params)], ROOT, say=say, wait=say)
-            if not done.status:
-                done = await dvc(["exp", "rename", "--force", new, name], ROOT, say=say, wait=say)
-        if done.status:
-            return Failed(message="\n".join(done.lines[-10:]))
+        async with semaphore:
+            log = get_run_logger().info
+            await run_dvc(["exp", "remove", new], ROOT)  # a killed run may have left it
+            command = ["exp", "run", "--temp", "--name", new, *flags]
+            result = await run_dvc(command, ROOT, on_line=log, on_wait=log)
+            if not result.returncode:
+                result = await run_dvc(["exp", "rename", "--force", new, name], ROOT, on_line=log, on_wait=log)
+        if result.returncode:
+            return Failed(message="\n".join(result.lines[-10:]))
         return Completed(message=f"dvc exp apply {name}")
 
-    run: Any = Task(experiment, name="experiment", task_run_name=name, cache_policy=NO_CACHE)
-    state: State[Any] = await run(return_state=True)
+    task: Any = Task(experiment, name="experiment", task_run_name=name, cache_policy=NO_CACHE)
+    state: State[Any] = await task(return_state=True)
     return state
 
 
-def chosen(names: list[str], grid: Mapping[str, list[Any]]) -> Points:
-    """DVC names experiments as git does branches."""
+def select_experiments(names: Sequence[str], grid: Mapping[str, list[Any]]) -> Experiments:
+    """The named sets and the grid's points. DVC allows in an experiment's name what git allows in a branch's."""
     known = read_experiments(ROOT)
     unknown = [name for name in names if name not in known]
     if unknown or not (names or grid):
-        what = (
-            f"unknown experiments: {', '.join(unknown)}"
-            if unknown
-            else "name the experiments to run, or --all, or a grid"
-        )
-        raise FlowError(f"{what}; experiments.yaml has {', '.join(known)}")
-    if empty := [key for key, values in grid.items() if not values]:
+        problem = f"unknown experiments: {', '.join(unknown)}" if unknown else "name experiments, or --all, or a grid"
+        raise FlowError(f"{problem}; experiments.yaml has {', '.join(known)}")
+    if empty := [param for param, values in grid.items() if not values]:
         raise FlowError(f"{', '.join(empty)}: no values to combine")
-    points = {name.replace("_", "-"): known[name] for name in names}
+    experiments = {name.replace("_", "-"): known[name] for name in names}
     for values in itertools.product(*grid.values()) if grid else []:
         params = dict(zip(grid, values, strict=True))
-        points["-".join(f"{key.rpartition('.')[2]}-{value}" for key, value in params.items())] = params
-    return {
-        "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in name): of
-        for name, of in points.items()
-    }
+        experiments["-".join(f"{param.rpartition('.')[2]}-{value}" for param, value in params.items())] = params
+    return {re.sub(r"[^\w.-]|_", "-", name): params for name, params in experiments.items()}
 
 
-def read_experiments(root: Path) -> Points:
-    path = root / "experiments.yaml"
-    try:
-        content = YAML(typ="safe", pure=True).load(path) or {}
-    except OSError as error:
-        raise FlowError(f"{path.name}: {error.strerror}: it has the sets of params that have a name") from error
-    except YAMLError as error:
-        raise FlowError(f"{path.name}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict) or not all(isinstance(of, dict | None) for of in content.values()):
-        raise FlowError(f"{path.name}: each entry is a set of params, as in 'name: {{train.epochs: 3}}'")
-    return {str(name): of or {} for name, of in content.items()}
+def read_experiments(root: Path) -> Experiments:
+    content = load_yaml(YAML(typ="safe", pure=True), root / "experiments.yaml")
+    if not all(isinstance(params, dict | None) for params in content.values()):
+        raise FlowError("experiments.yaml: each entry is a set of params, as in 'name: {train.epochs: 3}'")
+    return {str(name): params or {} for name, params in content.items()}
 
 
-async def results(points: Points, wait: Callable[[str], None]) -> list[dict[str, str]]:
-    """The rows of `dvc exp show` for these experiments and for the commit that they started from."""
-    listed = await dvc(["exp", "show", "--csv", "--only-changed", "--drop", dropped(points, "rev")], ROOT, wait=wait)
-    rows = list(csv.DictReader(line for line in listed.lines if "," in line))
-    shown = [{**row, "Experiment": row["Experiment"] or "HEAD"} for row in rows if row.get("rev") != "workspace"]
-    order = ["HEAD", *points]
-    wanted = sorted(
-        (row for row in shown if row["Experiment"] in order), key=lambda row: order.index(row["Experiment"])
-    )
-    return [{name.rpartition("/")[2]: value for name, value in row.items() if name != "rev"} for row in wanted]
+async def read_results(experiments: Experiments, on_wait: Callable[[str], None]) -> list[dict[str, str]]:
+    """The rows of `dvc exp show` for these experiments, after the row of the commit that they started from."""
+    command = ["exp", "show", "--csv", "--only-changed", "--drop", columns_to_drop(experiments, "rev")]
+    result = await run_dvc(command, ROOT, on_wait=on_wait)
+    rows = {}
+    for row in csv.DictReader(line for line in result.lines if "," in line):
+        if row.pop("rev", "") != "workspace":
+            rows[row["Experiment"] or "HEAD"] = {**row, "Experiment": row["Experiment"] or "HEAD"}
+    ordered = [rows[name] for name in ("HEAD", *experiments) if name in rows]
+    return [{column.rpartition("/")[2]: value for column, value in row.items()} for row in ordered]
 
 
-def dropped(points: Points, *more: str) -> str:
-    """What `dvc exp show` is to drop: all columns but those that tell these experiments apart."""
-    params = {re.escape(name) for params in points.values() for name in params}
-    return f"^(?!({'|'.join([SHOWN, *sorted(params), *more])})$)"
+def columns_to_drop(experiments: Experiments, *more: str) -> str:
+    """For `dvc exp show --drop`: a pattern of all columns but those of the table."""
+    params = {re.escape(name) for params in experiments.values() for name in params}
+    return f"^(?!({'|'.join([COLUMNS, *sorted(params), *more])})$)"
 
 
 def command(
     *names: str,
-    every: Annotated[bool, Parameter(name="--all", negative=())] = False,
-    grid: Annotated[tuple[str, ...], Parameter(name="-S", negative=())] = (),
+    all_: Annotated[bool, Parameter(name="--all")] = False,
+    grid: Annotated[tuple[str, ...], Parameter(name="-S")] = (),
     limit: Annotated[int, Parameter(validator=Number(gte=1))] = 1,
 ) -> None:
-    """Run the experiments NAMES of experiments.yaml, each in a copy of the folder; then show the table.
+    """Run experiments of experiments.yaml, or a grid, as DVC experiments; then print a table of their results.
+
+    For example, run two named sets, then six combinations of two params:
+
+    python -m flows.experiments quick standard
+
+    python -m flows.experiments -S train.epochs=[1,2] -S train.seed=[0,1,2]
+
+    Each runs in a copy of the folder; `dvc exp apply NAME` takes one over.
 
     Parameters
     ----------
-    every
-        Run all of experiments.yaml.
+    names
+        Sets of experiments.yaml.
+    all_
+        Run all sets of experiments.yaml.
     grid
-        Combine values: -S train.epochs=[1,2] -S train.seed=[0,1,2] makes six experiments.
+        A param and the values to combine: -S train.epochs=[1,2]. May be given several times.
     limit
-        How many run side by side.
+        How many run in parallel.
     """
     values = {name: value if isinstance(value, list) else [value] for name, value in parse_overrides(grid).items()}
-    known = [*read_experiments(ROOT)] if every else [*names]
-    points = chosen(known, values)
-    status = run_flow(sweep, names=known, grid=values, limit=limit)
-    run_command(["dvc", "exp", "show", "--no-pager", "--md", "--only-changed", "--drop", dropped(points)], ROOT)
+    selected = [*read_experiments(ROOT)] if all_ else [*names]
+    drop = columns_to_drop(select_experiments(selected, values))
+    status = run_flow(sweep, names=selected, grid=values, limit=limit)
+    run_command(["dvc", "exp", "show", "--no-pager", "--md", "--only-changed", "--drop", drop], ROOT)
     sys.exit(status)
 
 

@@ -1,60 +1,76 @@
-"""The front door, `make run`: chooses the data set, in params.yaml, runs the pipeline and shows what came of it."""
+"""`make run`: chooses the data set, which it writes to params.yaml, runs the pipeline and shows the result."""
 
 import asyncio
 import shlex
 import sys
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from ruamel.yaml import YAML
 
 from flows.dvc.dag import read_dag
 from flows.dvc.lock_file import repair_lockfile
-from flows.dvc.params_file import get_param, set_param
+from flows.dvc.params_file import get_param, load_yaml, set_param
 from flows.environment import run_command
+from flows.parameters import param_comment
 from flows.pipeline import pipeline
-from flows.server import temporary_server
+from flows.server import start_temporary_server
 from flows.terminal import run_cli, run_flow
 
 ROOT = Path(__file__).parent.parent
 DATASET = "download.dataset"
-UNAVAILABLE = 69  # what the download stage ends with if no mirror delivers
-BACK = "back to MNIST, with a network or LOCKSTEP_MIRROR: make run DATASET=mnist"
+UNAVAILABLE = 69  # the download stage's exit status if no mirror delivers
+HOW_TO_SWITCH = "back to MNIST, with a network or LOCKSTEP_MIRROR: make run DATASET=mnist"
 
 
-def front_door(dataset: str = "") -> None:
-    """Run the pipeline on DATASET, or on what params.yaml names, or on the embedded digits if no mirror answers."""
-    server = temporary_server()  # it starts while the data set is chosen
+def dataset_help() -> str:
+    """What params.yaml says of the data sets."""
+    section, _, key = DATASET.partition(".")
+    comment = param_comment(load_yaml(YAML(), ROOT / "params.yaml")[section], key)
+    return f"Write this data set to params.yaml first: {comment}."
+
+
+def command(*, dataset: Annotated[str, Parameter(help=dataset_help())] = "") -> None:
+    """Run the whole pipeline and show the result.
+
+    Without --dataset it uses the data set of params.yaml, or the embedded digits if no mirror delivers that. For
+    example:
+
+    python -m flows.make_run --dataset digits
+    """
+    wait_for_server = start_temporary_server()  # it starts while the data set is chosen
     asyncio.run(repair_lockfile(ROOT, read_dag(ROOT), print))
-    note = choose(ROOT, dataset)
+    note = choose_dataset(ROOT, dataset)
     print(f"{note}\n", flush=True)
-    status = run_flow(pipeline, server)
+    status = run_flow(pipeline, wait_for_server)
     print(f"\n{note}")
     sys.exit(status)
 
 
-def choose(root: Path, wanted: str) -> str:
-    """Set the data set in params.yaml where it must change; gives the line that says which one it is and why."""
+def choose_dataset(root: Path, requested: str) -> str:
+    """Write the data set to params.yaml if it changes; returns a line that names it and says why."""
     params = root / "params.yaml"
     before = params.read_bytes()
-    if wanted and wanted != get_param(params, DATASET):
-        set_param(params, DATASET, wanted)
-    status = check(root)
-    if status == UNAVAILABLE and not wanted:
-        name = get_param(params, DATASET)
+    if requested and requested != get_param(params, DATASET):
+        set_param(params, DATASET, requested)
+    name, status = get_param(params, DATASET), check_dataset(root)
+    if status == UNAVAILABLE and not requested:
         set_param(params, DATASET, "digits")
-        return f"No mirror delivers {name}: {DATASET} is now digits, the embedded set, in params.yaml; {BACK}"
+        return f"No mirror delivers {name}: {DATASET} is now digits, the embedded set, in params.yaml; {HOW_TO_SWITCH}"
     if status:
         params.write_bytes(before)
         sys.exit(status)
-    name = get_param(params, DATASET)
-    return f"The data set is {name}, as params.yaml says" + (f"; {BACK}" if name == "digits" else "")
+    return f"The data set is {name}, as params.yaml says" + (f"; {HOW_TO_SWITCH}" if name == "digits" else "")
 
 
-def check(root: Path) -> int:
-    """0 if the data set is here, or can be had from DVC's cache or a mirror; else the download stage's status."""
-    run_command(["dvc", "checkout", "--quiet", "download"], root, quiet=True)  # from the cache, if it is there
+def check_dataset(root: Path) -> int:
+    """0 if the data set is in the folder, in DVC's cache or on a mirror; else the download stage's exit status."""
+    run_command(["dvc", "checkout", "--quiet", "download"], root, quiet=True)  # from the cache
     if run_command(["dvc", "status", "--quiet", "download"], root, quiet=True) == 0:
         return 0
     return run_command([*shlex.split(read_dag(root).stages["download"].command), "--check"], root)
 
 
 if __name__ == "__main__":
-    run_cli(front_door, "python -m flows.make_run")
+    run_cli(command, "python -m flows.make_run")

@@ -1,4 +1,4 @@
-"""What the flow takes, as types that make a form: the stages of dvc.yaml to choose from, each param of params.yaml."""
+"""The types of the flow's parameters, from which Prefect makes a form: the stages of dvc.yaml, and each param."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,68 +9,74 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from flows.dvc.dag import read_dag
-from flows.dvc.params_file import load
+from flows.dvc.dag import group_name, read_dag
+from flows.dvc.params_file import load_yaml
 from flows.errors import FlowError
-from flows.process import follow
-
-PLAIN: dict[type, Any] = {bool: bool, str: str, list: list[Any]}  # ruamel reads texts and numbers as types of its own
+from flows.process import stream_command
 
 
 class Overrides(BaseModel):
-    """Params that the run changes first. {"train": {"epochs": 5}} and {"train.epochs": 5} say the same."""
+    """Params that the run changes first: {"train": {"epochs": 5}}, or {"train.epochs": 5}."""
 
     model_config = ConfigDict(extra="allow")
 
 
-def stage_names(root: Path) -> Any:
-    """The type of a stage's name; any text where dvc.yaml cannot be read, which the run itself then says."""
+def stage_name_type(root: Path) -> Any:
+    """A choice of the stages; any text if dvc.yaml cannot be read, which the run then reports."""
     try:
-        return Literal[tuple(read_dag(root).stages)]
+        names = [*read_dag(root).stages]
     except FlowError:
         return str
+    groups = [group for name in names if (group := group_name(name)) != name]
+    choice: Any = Literal[tuple(dict.fromkeys([*names, *groups]))]
+    return choice | str if groups else choice  # a changed param may add stages to a `foreach` or `matrix`
 
 
-def overrides(root: Path) -> type[Overrides]:
-    """Overrides with a field for each param, which says what it does and what it is now."""
+def overrides_type(root: Path) -> type[Overrides]:
+    """Overrides with a field for each param, described by its comment and its present value."""
     try:
-        content = load(YAML(), root / "params.yaml")
+        content = load_yaml(YAML(), root / "params.yaml")
     except FlowError:
         return Overrides
     sections: dict[str, Any] = {
-        name: (create_model(name, __base__=Overrides, **fields(keys)) | None, None)
-        for name, keys in content.items()
-        if isinstance(keys, CommentedMap)
+        name: (create_model(name, __base__=Overrides, **section_fields(section)) | None, None)
+        for name, section in content.items()
+        if isinstance(section, CommentedMap)
     }
     return create_model("Overrides", __base__=Overrides, **sections)
 
 
-def fields(section: CommentedMap) -> dict[str, Any]:
-    return {
-        key: (kind(value) | None, Field(None, description=f"{comment(section, key)} [{value}]".strip()))
-        for key, value in section.items()
-        if isinstance(key, str)
-    }
+def section_fields(section: CommentedMap) -> dict[str, Any]:
+    """A field for each param of a section."""
+
+    def field(key: str, value: object) -> tuple[Any, Any]:
+        return param_type(value) | None, Field(None, description=f"{param_comment(section, key)} [{value}]".strip())
+
+    return {key: field(key, value) for key, value in section.items() if isinstance(key, str)}
 
 
-def kind(value: object) -> Any:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+def param_type(value: object) -> Any:
+    """The type of a form's field. ruamel.yaml reads texts and numbers as subclasses of str, int and float."""
+    if isinstance(value, bool):
+        return bool
+    if isinstance(value, int | float):
         return int | float
-    return next((plain for type_, plain in PLAIN.items() if isinstance(value, type_)), Any)
+    return str if isinstance(value, str) else list[Any] if isinstance(value, list) else Any
 
 
-def comment(section: CommentedMap, key: str) -> str:
+def param_comment(section: CommentedMap, key: str) -> str:
     tokens = section.ca.items.get(key)
     return tokens[2].value.strip("# \n") if tokens and tokens[2] else ""
 
 
 async def validate_params(root: Path, text: str, stages: Sequence[str]) -> None:
-    """Hold a params file's text against the sections of these stages."""
+    """Check the text of a params.yaml against the sections of these stages."""
     if not stages:
         return
     with TemporaryDirectory() as folder:
         file = Path(folder) / "params.yaml"
         file.write_text(text, encoding="utf-8")
-        done = await follow(["python", "-m", "stages", "--params", str(file), *stages], root)
-    if done.status:
-        raise FlowError("\n".join(done.lines).replace(str(file), file.name))
+        names = dict.fromkeys(map(group_name, stages))
+        result = await stream_command(["python", "-m", "stages", "--params", str(file), *names], root)
+    if result.returncode:
+        raise FlowError("\n".join(result.lines).replace(str(file), file.name))

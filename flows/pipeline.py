@@ -1,7 +1,6 @@
-"""The flow: each stage of dvc.yaml becomes a task run, in which DVC runs it and whose state tells what came of it."""
+"""The flow `lockstep`: runs each stage of dvc.yaml with DVC in a task run, whose state tells what happened and why."""
 
 import asyncio
-import re
 import signal
 import sys
 import time
@@ -18,37 +17,34 @@ from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 
-from flows.dvc.command import dvc
-from flows.dvc.dag import Dag, Stage, read_dag, select
-from flows.dvc.lock_file import check_lockfile, committed_lock, missing_entries, repair_lockfile
+from flows.dvc.command import dvc_status, run_dvc
+from flows.dvc.dag import Dag, Stage, read_dag
+from flows.dvc.lock_file import (
+    check_lockfile,
+    committed_lock_text,
+    missing_entries,
+    read_lock,
+    read_lock_text,
+    repair_lockfile,
+    sort_lockfile,
+)
+from flows.dvc.messages import command_exit_status, is_hint, repro_result
 from flows.dvc.params_file import flatten, parse_overrides, read_params, with_changes, write_params
 from flows.errors import FlowError
-from flows.parameters import overrides, stage_names, validate_params
-from flows.plan import (
-    LOST,
-    Entry,
-    Plan,
-    dvc_status,
-    explain_run,
-    lock_names,
-    make_plan,
-    needs_validation,
-    read_lock,
-    sort_lockfile,
-    split_entries,
-)
-from flows.process import Ended
-from flows.report import EXITED, HINTS, Row, publish, result_table, row, summary, title
+from flows.parameters import overrides_type, stage_name_type, validate_params
+from flows.plan import LOST_ENTRY, Plan, explain_run, make_plan, needs_validation
+from flows.process import CommandResult
+from flows.report import StageResult, format_result, plan_title, publish_report, run_title
 from flows.terminal import run_cli, run_flow
-from flows.workspace import Where, workspace
+from flows.workspace import Where, open_workspace
 
 ROOT = Path(__file__).parent.parent
 if TYPE_CHECKING:
     StageName = str
     from flows.parameters import Overrides
 else:
-    StageName, Overrides = stage_names(ROOT), overrides(ROOT)
-SHOWN = 10  # lines of a failed stage's output that its state shows
+    StageName, Overrides = stage_name_type(ROOT), overrides_type(ROOT)
+STATE_LINES = 10  # of a failed stage's output in its state's message
 
 
 @flow(name="lockstep", persist_result=False)
@@ -63,227 +59,229 @@ async def pipeline(
     """Run the stages of dvc.yaml that are stale, as `dvc repro` does, and say why.
 
     Args:
-        only: run just these stages
-        from_stage: run this stage and all that come after it
-        force: run also what is up to date
-        params: params.yaml is changed so first
+        only: run these stages alone
+        from_stage: run this stage and all stages downstream of it
+        force: run also stages that are up to date
+        params: change these values in params.yaml first
         where: tree is the project's folder; clone is a clean clone of its HEAD, with the same DVC cache
-        commit_to: the branch that a changed dvc.lock is committed to; it needs a clone
+        commit_to: the branch to which a changed dvc.lock is committed; needs a clone
     """
     log = get_run_logger()
     changes = {
         name: value for name, value in flatten(params.model_dump() if params else {}).items() if value is not None
     }
     try:
-        async with workspace(ROOT, where, commit_to, log.info) as place:
-            rows, logs = await run_stages(place.path, only, from_stage, force, changes)
-            await publish(place.path, rows, logs)
-            await rename(summary(rows))
-            state = outcome(rows)
+        async with open_workspace(ROOT, where, commit_to, log.info) as workspace:
+            results, log_dir = await run_stages(workspace.path, only, from_stage, force, changes)
+            await publish_report(workspace.path, results, log_dir)
+            await rename_flow_run(run_title(results))
+            state = flow_state(results)
             if state.is_completed():
-                await place.keep(commit_to, summary(rows), log.info)
-                log.info(result_table(place.path) or "There is no result yet: not all stages have run")
+                await workspace.save_results(commit_to, run_title(results), log.info)
+                log.info(format_result(workspace.path) or "There is no result yet: not all stages have run")
             return state
-    except FlowError as problem:
-        log.error(str(problem))
-        return Failed(message=str(problem))
+    except FlowError as error:
+        log.error(str(error))
+        return Failed(message=str(error))
 
 
 async def run_stages(
-    root: Path, only: Sequence[str], first: str | None, force: bool, changes: Mapping[str, Any]
-) -> tuple[list[Row], Path]:
-    """Plan, check, and run each stage in its task as soon as those before it have ended; where the outputs are."""
-    log, dag = get_run_logger(), read_dag(root)
+    root: Path, only: Sequence[str], from_stage: str | None, force: bool, changes: Mapping[str, Any]
+) -> tuple[list[StageResult], Path]:
+    """Run each stage in a task as soon as its upstream has ended; returns the results and the folder of the logs."""
+    log, dag = get_run_logger(), read_dag(root, changes)
     await repair_lockfile(root, dag, log.info)
-    plan = await checked_plan(root, dag, select(dag, only, first), force, changes, log.info)
+    plan = await plan_run(root, dag, dag.select(only, from_stage), force, changes, log.info)
     if changes:
         write_params(root / "params.yaml", with_changes(root / "params.yaml", changes))
     log.info(f"{plan}\n")
-    await rename(title(plan))
-    run = Run(root, dag, plan, force, ROOT / "logs" / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}-{flow_run.id[:8]}")
-    known = lock_names(root)
+    await rename_flow_run(plan_title(plan))
+    log_dir = ROOT / "logs" / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}-{flow_run.id[:8]}"
+    run, former_entries = PipelineRun(root, dag, plan, force, log_dir), [*read_lock_text(root).entries]
     try:
         async with asyncio.TaskGroup() as group:
             for name in plan.reasons:
-                run.states[name] = group.create_task(run.stage(dag.stages[name]))
-    except BaseExceptionGroup as several:  # Prefect raises in whatever runs when SIGTERM comes, also in a stage's task
-        if several.subgroup(TerminationSignal):
+                run.states[name] = group.create_task(run.run_task(dag.stages[name]))
+    except BaseExceptionGroup as errors:  # on SIGTERM Prefect raises in the task that happens to run
+        if errors.subgroup(TerminationSignal):
             raise TerminationSignal(signal.SIGTERM) from None
         raise
-    await sort_lockfile(root, dag, known)
-    rows = [row(name, done.result(), run.seconds.get(name)) for name, done in run.states.items()]
-    log.info("\n" + "\n".join(map(str, rows)) + "\n")
-    return rows, run.logs
+    await sort_lockfile(root, dag, former_entries)
+    results = [StageResult.of(name, task.result(), run.seconds.get(name)) for name, task in run.states.items()]
+    log.info("\n" + "\n".join(map(str, results)) + "\n")
+    return results, log_dir
 
 
-async def checked_plan(
+async def plan_run(
     root: Path,
     dag: Dag,
     selected: tuple[str, ...],
     force: bool,
     changes: Mapping[str, Any],
-    wait: Callable[[str], None],
+    on_wait: Callable[[str], None],
 ) -> Plan:
-    """What will run, once all params are known to be right."""
-    text = with_changes(root / "params.yaml", changes)
+    """The plan, once all params are known to be valid."""
     params = {**flatten(read_params(root / "params.yaml")), **changes}
-
-    async def reading() -> dict[str, Entry]:
-        recorded = await read_lock(root)
-        await validate_params(root, text, needs_validation(dag, selected, recorded, params))
-        return recorded
-
+    recorded = await read_lock(root)
+    text, stages = with_changes(root / "params.yaml", changes), needs_validation(dag, selected, recorded, params)
     if force:
-        await reading()
+        await validate_params(root, text, stages)
         return Plan(dict.fromkeys(selected, "forced"))
-    recorded, status = await asyncio.gather(reading(), dvc_status(root, wait))
-    gone = missing_entries(recorded, split_entries(committed_lock(root))) if recorded else ()
-    return make_plan(dag, selected, status, recorded, params, gone)
+    _, status = await asyncio.gather(validate_params(root, text, stages), dvc_status(root, on_wait))
+    if changes:  # `dvc status` has read dvc.yaml's templates with the former params
+        former = read_dag(root).stages
+        status |= {name: ["changed command"] for name in selected if dag.stages[name] != former.get(name)}
+    lost = missing_entries(recorded, committed_lock_text(root)) if recorded else ()
+    return make_plan(dag, selected, status, recorded, params, lost)
 
 
-class Run:
-    """One run: what its tasks share."""
+class PipelineRun:
+    """What the tasks of one run share."""
 
-    def __init__(self, root: Path, dag: Dag, plan: Plan, force: bool, logs: Path) -> None:
-        self.root, self.dag, self.plan, self.force, self.logs = root, dag, plan, force, logs
+    def __init__(self, root: Path, dag: Dag, plan: Plan, force: bool, log_dir: Path) -> None:
+        self.root, self.dag, self.plan, self.force, self.log_dir = root, dag, plan, force, log_dir
         self.states: dict[str, asyncio.Task[State[Any]]] = {}
-        self.seconds: dict[str, float] = {}  # of the stages that DVC was asked to run
-        self.exits: dict[str, int] = {}  # what a failed stage's command exited with
+        self.seconds: dict[str, float] = {}  # that `dvc repro` took, with retries
+        self.exit_statuses: dict[str, int] = {}  # of the commands of failed stages
 
-    async def stage(self, stage: Stage) -> State[Any]:
-        """The task run of a stage, when all before it have ended, however they did."""
-        before = {name: await self.states[name] for name in self.dag.nearest(stage.name, self.plan.reasons)}
+    async def run_task(self, stage: Stage) -> State[Any]:
+        """Wait for the upstream stages, also if they fail, and run the stage in its task."""
+        upstream = {name: await self.states[name] for name in self.dag.upstream_within(stage.name, self.plan.reasons)}
 
-        async def repro() -> State[Any]:
-            return await self.repro(stage, before)
+        async def run() -> State[Any]:
+            return await self.run_stage(stage, upstream)
 
-        policy, fresh = stage.policy, self.fresh(stage, before)
-        run: Any = Task(
-            repro,
+        task: Any = Task(
+            run,
             name=stage.name,
             task_run_name=stage.name,
             description=stage.description,
-            tags=() if fresh else policy.tags,  # they may stand for a limited resource
-            retries=policy.retries,
-            retry_delay_seconds=list(policy.retry_delay_seconds) or None,
+            tags=() if self.is_up_to_date(stage, upstream) else stage.policy.tags,  # a tag may limit concurrency
+            retries=stage.policy.retries,
+            retry_delay_seconds=list(stage.policy.retry_delay_seconds) or None,
             retry_condition_fn=lambda *_: self.may_retry(stage),
             cache_policy=NO_CACHE,  # DVC is the only cache
             persist_result=False,
         )
-        edges = [allow_failure(as_failure(state)) for state in before.values()]
-        state: State[Any] = await run(wait_for=edges, return_state=True)
+        edges = [allow_failure(as_failed(state)) for state in upstream.values()]
+        state: State[Any] = await task(wait_for=edges, return_state=True)
         return state
 
-    def fresh(self, stage: Stage, before: dict[str, State[Any]]) -> bool:
-        """Whether DVC said at the start that there is nothing to do, and nothing has happened since."""
-        return not self.plan.reasons[stage.name] and all(state.name == "UpToDate" for state in before.values())
-
-    async def repro(self, stage: Stage, before: dict[str, State[Any]]) -> State[Any]:
-        """What becomes of a stage, once those before it became what they became."""
-        log, reason = get_run_logger(), self.plan.reasons[stage.name]
-        if failed := [name for name, state in before.items() if not state.is_completed()]:
+    async def run_stage(self, stage: Stage, upstream: Mapping[str, State[Any]]) -> State[Any]:
+        """Skip the stage, or run it with `dvc repro`; returns the state of its task."""
+        log, name, reason = get_run_logger(), stage.name, self.plan.reasons[stage.name]
+        if failed := [other for other, state in upstream.items() if not state.is_completed()]:
             return Cancelled(name="Skipped", message=f"{', '.join(failed)} did not succeed")
-        if self.fresh(stage, before):
+        if self.is_up_to_date(stage, upstream):
             return Completed(name="UpToDate", message="Nothing that it depends on has changed")
         log.info(f"Starts: {reason or 'what it depends on may have changed'}")
-        recorded, started = (await read_lock(self.root, stage.name)).get(stage.name), time.monotonic()
-        self.exits.pop(stage.name, None)
-        self.logs.mkdir(parents=True, exist_ok=True)
-        done = await dvc(
-            ["repro", "--single-item", *(["--force"] if self.force else []), stage.name],
+        before, start = (await read_lock(self.root, name)).get(name), time.monotonic()
+        self.log_dir.mkdir(parents=True, exist_ok=True)
+        result = await run_dvc(
+            ["repro", "--single-item", *(["--force"] if self.force else []), name],
             self.root,
-            say=lambda line: None if line.strip().startswith(HINTS) else log.info(line),
-            wait=log.info,
-            file=self.logs / f"{stage.name}.log",
-            limit=stage.policy.timeout_seconds,
+            on_line=lambda line: None if is_hint(line) else log.info(line),
+            on_wait=log.info,
+            log_file=self.log_dir / f"{name.replace('/', '-')}.log",
+            timeout=stage.policy.timeout_seconds,
         )
-        self.seconds[stage.name] = self.seconds.get(stage.name, 0.0) + time.monotonic() - started
-        after = (await read_lock(self.root, stage.name)).get(stage.name)
-        why = reason if self.force or reason == LOST else explain_run(recorded, after) or reason
-        state = self.ended(stage, done, why)
-        log.info(f"Ends: {state.name} after {self.seconds[stage.name]:.1f} s")
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+        self.exit_statuses[name] = command_exit_status(result.lines) or result.returncode
+        after = (await read_lock(self.root, name)).get(name)
+        if not (self.force or reason == LOST_ENTRY):
+            reason = explain_run(before, after) or reason
+        state = stage_state(stage, result, reason)
+        log.info(f"Ends: {state.name} after {self.seconds[name]:.1f} s")
         return state
 
-    def ended(self, stage: Stage, done: Ended, why: str) -> State[Any]:
-        """The truth of it, from what DVC said."""
-        if done.timed_out:
-            limit = stage.policy.timeout_seconds
-            return Failed(
-                name="TimedOut", message=f"It took more than {limit:g} s, its limit in dvc.yaml, and was ended"
-            )
-        if done.status:
-            exits = [found[1] for line in done.lines if (found := re.search(EXITED, line))]
-            self.exits[stage.name] = int(exits[-1]) if exits else done.status
-            return Failed(message="\n".join(done.lines[-SHOWN:]) or f"dvc exited with {done.status}")
-        if any(line.startswith(f"Running stage '{stage.name}'") for line in done.lines):
-            return Completed(name="Ran", message=why)
-        if any(line.startswith(f"Stage '{stage.name}' is cached") for line in done.lines):
-            return Completed(name="Restored", message=f"From DVC's run cache: {why}")
-        return Completed(name="UpToDate", message="What it depends on is as it was")
+    def is_up_to_date(self, stage: Stage, upstream: Mapping[str, State[Any]]) -> bool:
+        """Whether the plan has no reason to run it, and no upstream stage has run since."""
+        return not self.plan.reasons[stage.name] and all(state.name == "UpToDate" for state in upstream.values())
 
     def may_retry(self, stage: Stage) -> bool:
-        return not stage.policy.retry_on or self.exits.get(stage.name) in stage.policy.retry_on
+        return not stage.policy.retry_on or self.exit_statuses.get(stage.name) in stage.policy.retry_on
 
 
-def as_failure(state: State[Any]) -> State[Any]:
-    """The state as one that `allow_failure` allows: Prefect starts no task after one that was cancelled or crashed."""
+def stage_state(stage: Stage, result: CommandResult, reason: str) -> State[Any]:
+    """The state of a stage's task after `dvc repro`."""
+    if result.timed_out:
+        limit = f"{stage.policy.timeout_seconds:g} s"
+        return Failed(name="TimedOut", message=f"Stopped after {limit}, its timeout_seconds in dvc.yaml")
+    if result.returncode:
+        return Failed(message="\n".join(result.lines[-STATE_LINES:]) or f"dvc exited with {result.returncode}")
+    name = repro_result(stage.name, result.lines)
+    messages = {
+        "Ran": reason,
+        "Restored": f"From DVC's run cache: {reason}",
+        "UpToDate": "What it depends on did not change",
+    }
+    return Completed(name=name, message=messages[name])
+
+
+def as_failed(state: State[Any]) -> State[Any]:
+    """A state that `allow_failure` accepts: Prefect starts no task after a cancelled or crashed one."""
     return state if state.is_completed() else state.model_copy(update={"type": StateType.FAILED})
 
 
-def outcome(rows: list[Row]) -> State[Any]:
-    """The state of the whole run."""
-    if any(not row.succeeded for row in rows):
-        return Failed(message=summary(rows))
-    if all(row.state == "UpToDate" for row in rows):
+def flow_state(results: list[StageResult]) -> State[Any]:
+    if any(not result.succeeded for result in results):
+        return Failed(message=run_title(results))
+    if all(result.state == "UpToDate" for result in results):
         return Completed(name="UpToDate", message="Nothing had to run")
-    return Completed(message=summary(rows))
+    return Completed(message=run_title(results))
 
 
-async def rename(name: str) -> None:
-    """Call this flow run so."""
+async def rename_flow_run(name: str) -> None:
     async with get_client() as client:
         await client.update_flow_run(UUID(flow_run.id), name=name)
 
 
 def command(
     *,
-    only: Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True, negative=())] = None,
+    only: Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True)] = None,
     from_: Annotated[str | None, Parameter(name="--from")] = None,
-    force: Annotated[bool, Parameter(negative=())] = False,
-    set_: Annotated[tuple[str, ...], Parameter(name=["-S", "--set-param"], negative=())] = (),
+    force: bool = False,
+    set_: Annotated[tuple[str, ...], Parameter(name=["-S", "--set-param"])] = (),
     where: Where = "tree",
     commit_to: str | None = None,
-    plan: Annotated[bool, Parameter(negative=())] = False,
+    plan: bool = False,
 ) -> None:
-    """Run the stages of dvc.yaml that are stale.
+    """Run the stages of dvc.yaml that are stale, each as a Prefect task; say what happened to each and why.
+
+    For example, print what a changed learning rate would rerun, then run it:
+
+    python -m flows.pipeline -S train.learning_rate=0.01 --plan
+
+    python -m flows.pipeline -S train.learning_rate=0.01
 
     Parameters
     ----------
     only
-        Run just these stages.
+        Run these stages alone: --only train evaluate.
     from_
-        Run this stage and all that come after it.
+        Run this stage and all stages downstream of it.
     force
-        Run also what is up to date.
+        Run also stages that are up to date.
     set_
-        Change params.yaml first, as in -S train.epochs=5.
+        Change a value in params.yaml first: -S train.epochs=5. May be given several times.
     where
-        tree: the project's folder; clone: a clean clone of its HEAD, with the same DVC cache.
+        tree: the project's folder. clone: a clean clone of its HEAD, with the same DVC cache.
     commit_to
-        The branch that a changed dvc.lock is committed to; it needs a clone.
+        The branch to which a changed dvc.lock is committed. Needs --where clone.
     plan
-        Print what would run and why, and run nothing.
+        Print which stages would run and why, and run none.
     """
-    dag, changes = read_dag(ROOT), parse_overrides(set_)
+    changes = parse_overrides(set_)
+    with_changes(ROOT / "params.yaml", changes)  # raises an error if one does not exist
+    dag = read_dag(ROOT, changes)
     if only == ():
         raise FlowError(f"--only: name the stages to run; dvc.yaml has {', '.join(dag.stages)}")
-    chosen = select(dag, only or (), from_)
-    with_changes(ROOT / "params.yaml", changes)  # all of them are there
+    selected = dag.select(only or (), from_)
     if plan:
         if where != "tree" or commit_to:
-            raise FlowError("--plan looks at the project's folder and runs nothing: leave --where and --commit-to out")
+            raise FlowError("--plan reads the project's folder and runs nothing: leave --where and --commit-to out")
         asyncio.run(check_lockfile(ROOT, dag))
-        print(asyncio.run(checked_plan(ROOT, dag, chosen, force, changes, print)))
+        print(asyncio.run(plan_run(ROOT, dag, selected, force, changes, print)))
         return
     status = run_flow(
         pipeline,

@@ -1,181 +1,118 @@
-"""What would run, and why: what dvc.lock recorded against what is here."""
+"""Decides which stages run and why: compares dvc.lock and `dvc status` with dvc.yaml and params.yaml."""
 
-import asyncio
 import json
-import re
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
-from flows.dvc.command import dvc, hold_dvc_lock
 from flows.dvc.dag import Dag, Stage
+from flows.dvc.lock_file import LockEntry
 from flows.dvc.params_file import flatten
-from flows.errors import FlowError
 
-LOST = "missing from dvc.lock, present in the last commit's"
-NAMED = 3  # changes of a kind that are named; of more, their number is
-Entry = Mapping[str, Any]  # a stage in dvc.lock
+LOST_ENTRY = "missing from dvc.lock, present in the last commit's"
+MAX_NAMED = 3  # changes of one kind that a reason names; the others are counted
 
 
 @dataclass(frozen=True)
 class Plan:
-    reasons: dict[str, str]  # of each selected stage, why it runs; empty: it is up to date
-
-    def stale(self) -> list[str]:
-        return [name for name, reason in self.reasons.items() if reason]
+    reasons: dict[str, str]  # why each selected stage runs; empty if it is up to date
 
     def __str__(self) -> str:
         width = max(map(len, self.reasons), default=0)
-        return "\n".join(f"{name:<{width}}  {why or 'up to date'}" for name, why in self.reasons.items())
+        return "\n".join(f"{name:<{width}}  {reason or 'up to date'}" for name, reason in self.reasons.items())
 
 
 def make_plan(
     dag: Dag,
     selected: tuple[str, ...],
     status: Mapping[str, list[Any]],
-    recorded: Mapping[str, Entry],
+    recorded: Mapping[str, LockEntry],
     params: Mapping[str, Any],
     lost: Container[str] = (),
 ) -> Plan:
-    """STATUS is what DVC finds stale, RECORDED what is in dvc.lock, PARAMS those that the run will work with.
+    """Explain each selected stage.
 
-    LOST are stages that are in the last commit's dvc.lock, and not in this one.
+    STATUS is that of `dvc status`, RECORDED the entries of dvc.lock, PARAMS the values that the run will use, LOST the
+    stages that only the last commit's dvc.lock has.
     """
     reasons: dict[str, str] = {}
     for name in selected:
         stage = dag.stages[name]
-        before = [upstream for upstream in stage.upstream if reasons.get(upstream)]
-        made = {out for upstream in before for out in dag.stages[upstream].outs}
-        why = "; ".join(planned(status.get(name, []), recorded.get(name), of_stage(params, stage), made))
-        if name in lost:
-            why = LOST
-        reasons[name] = why or (f"after {', '.join(before)}" if before else "")
+        stale_upstream = [upstream for upstream in stage.upstream if reasons.get(upstream)]
+        new_deps = {out for upstream in stale_upstream for out in dag.stages[upstream].outs}
+        own_reasons = explain_stale(status.get(name, []), recorded.get(name), stage_params(params, stage), new_deps)
+        reason = LOST_ENTRY if name in lost else "; ".join(own_reasons)
+        reasons[name] = reason or (f"after {', '.join(stale_upstream)}" if stale_upstream else "")
     return Plan(reasons)
 
 
 def needs_validation(
-    dag: Dag, selected: tuple[str, ...], recorded: Mapping[str, Entry], params: Mapping[str, Any]
+    dag: Dag, selected: tuple[str, ...], recorded: Mapping[str, LockEntry], params: Mapping[str, Any]
 ) -> list[str]:
-    """The stages whose params are not those of their last run, which proved them right."""
-    known = {name.partition(".")[0] for stage in dag.stages.values() for name in stage.params}
-    if {name.partition(".")[0] for name in params} - known:
-        return [*selected]  # a section that no stage reads
+    """The stages whose params differ from those of their last successful run."""
+    read_sections = {name.partition(".")[0] for stage in dag.stages.values() for name in stage.params}
+    if {name.partition(".")[0] for name in params} - read_sections:
+        return [*selected]  # a section that no stage reads may be a misspelt one
     return [
         name
         for name in selected
-        if name not in recorded or locked_params(recorded[name]) != of_stage(params, dag.stages[name])
+        if name not in recorded or locked_params(recorded[name]) != stage_params(params, dag.stages[name])
     ]
 
 
-def planned(status: list[Any], entry: Entry | None, params: Mapping[str, Any], made: set[str]) -> Iterator[str]:
-    """Why a stage is stale by itself, whatever becomes of what stages before it have MADE; nothing if it is not."""
+def explain_stale(
+    status: list[Any], entry: LockEntry | None, params: Mapping[str, Any], new_deps: set[str]
+) -> Iterator[str]:
+    """Why a stage is stale even if its upstream, which writes NEW_DEPS, writes the same as before."""
     if entry is None:
         yield "never ran"
         return
     if "changed command" in status:
         yield "its command changed"
     yield from param_changes(locked_params(entry), params)
-    kinds = {kind: paths for item in status if isinstance(item, dict) for kind, paths in item.items()}
-    deps = {
-        path: word for path, word in kinds.get("changed deps", {}).items() if isinstance(word, str) and path not in made
-    }
-    yield from named("deps", [f"{path} {word}" for path, word in deps.items()])
-    yield from named("outs", [f"{path} {word}" for path, word in kinds.get("changed outs", {}).items()])
+    changes = {kind: paths for item in status if isinstance(item, dict) for kind, paths in item.items()}
+    deps, outs = changes.get("changed deps", {}), changes.get("changed outs", {})
+    files = {path: change for path, change in deps.items() if isinstance(change, str)}  # others are params files
+    yield from name_changes("deps", [f"{path} {change}" for path, change in files.items() if path not in new_deps])
+    yield from name_changes("outs", [f"{path} {change}" for path, change in outs.items()])
     if "always changed" in status:
         yield "always changed"
-    others = [path for path, word in kinds.get("changed deps", {}).items() if not isinstance(word, str)]
-    yield from named("params in", [path for path in others if path != "params.yaml"])
+    yield from name_changes("params in", [path for path in deps if path not in files and path != "params.yaml"])
 
 
-def explain_run(before: Entry | None, after: Entry | None) -> str:
-    """Why a stage ran, from its two entries in dvc.lock; nothing if what it ran on is the same."""
+def explain_run(before: LockEntry | None, after: LockEntry | None) -> str:
+    """Why a stage ran, from its entries in dvc.lock before and after; empty if its inputs are the same."""
     if before is None or after is None:
         return "never ran"
     old, new = ({dep["path"]: dep.get("md5") for dep in entry.get("deps", [])} for entry in (before, after))
-    moved = [path for path in {**old, **new} if old.get(path) != new.get(path)]
-    why = ["its command changed"] if before.get("cmd") != after.get("cmd") else []
-    why += [*param_changes(locked_params(before), locked_params(after)), *named("deps", moved)]
-    return "; ".join(why)
+    deps = [path for path in {**old, **new} if old.get(path) != new.get(path)]
+    reasons = ["its command changed"] if before.get("cmd") != after.get("cmd") else []
+    return "; ".join(
+        [*reasons, *param_changes(locked_params(before), locked_params(after)), *name_changes("deps", deps)]
+    )
 
 
 def param_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    nothing = object()
-    names = [name for name in {**old, **new} if old.get(name, nothing) != new.get(name, nothing)]
-    yield from named("params", [f"{name} {shown(old, name)} -> {shown(new, name)}" for name in names])
+    names = [name for name in {**old, **new} if (name in old, old.get(name)) != (name in new, new.get(name))]
+    changes = [f"{name} {format_param(old, name)} -> {format_param(new, name)}" for name in names]
+    yield from name_changes("params", changes)
 
 
-def shown(params: Mapping[str, Any], name: str) -> str:
+def format_param(params: Mapping[str, Any], name: str) -> str:
     return json.dumps(params[name]).strip('"') if name in params else "nothing"
 
 
-def named(kind: str, items: list[str]) -> Iterator[str]:
+def name_changes(kind: str, items: list[str]) -> Iterator[str]:
     if items:
-        rest = f" and {len(items) - NAMED} more" if len(items) > NAMED else ""
-        yield f"{kind} {', '.join(items[:NAMED])}{rest}"
+        rest = f" and {len(items) - MAX_NAMED} more" if len(items) > MAX_NAMED else ""
+        yield f"{kind} {', '.join(items[:MAX_NAMED])}{rest}"
 
 
-def of_stage(params: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
-    """The params that the stage depends on."""
-    own = tuple(f"{name}." for name in stage.params)
-    return {name: value for name, value in params.items() if f"{name}.".startswith(own)}
+def stage_params(params: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
+    """The params that dvc.yaml names for the stage: keys, or all keys of a section."""
+    prefixes = tuple(f"{name}." for name in stage.params)
+    return {name: value for name, value in params.items() if f"{name}.".startswith(prefixes)}
 
 
-def locked_params(entry: Entry) -> dict[str, Any]:
+def locked_params(entry: LockEntry) -> dict[str, Any]:
     return flatten(entry.get("params", {}).get("params.yaml", {}))
-
-
-async def read_lock(root: Path, *names: str) -> dict[str, Entry]:
-    """What dvc.lock says of these stages, or of all."""
-    async with hold_dvc_lock(root):
-        _, entries = lock_entries(root)
-    wanted = [text for name, text in entries.items() if not names or name in names]
-    try:
-        stages: dict[str, Entry] = await asyncio.to_thread(YAML(typ="safe", pure=True).load, "".join(wanted)) or {}
-    except YAMLError as error:
-        raise FlowError(f"dvc.lock: not valid YAML (a merge's conflict?): {' '.join(str(error).split())}") from error
-    return stages
-
-
-def lock_names(root: Path) -> list[str]:
-    return [*lock_entries(root)[1]]
-
-
-def lock_entries(root: Path) -> tuple[str, dict[str, str]]:
-    """dvc.lock's text: what stands above its stages, and each of them. One entry is read six times as fast as all."""
-    path = root / "dvc.lock"
-    return split_entries(path.read_text(encoding="utf-8", errors="surrogateescape") if path.exists() else "")
-
-
-def split_entries(text: str) -> tuple[str, dict[str, str]]:
-    head, *entries = re.split(r"(?m)^(?=  [^\s-])", text)
-    return head, {entry.partition(":")[0].strip(): entry for entry in entries}
-
-
-def write_lock(root: Path, text: str) -> None:
-    beside = root / ".dvc.lock.partial"
-    beside.write_text(text, encoding="utf-8", errors="surrogateescape")
-    beside.replace(root / "dvc.lock")
-
-
-async def dvc_status(root: Path, wait: Callable[[str], None]) -> dict[str, list[Any]]:
-    """What DVC finds stale, by stage."""
-    done = await dvc(["status", "--json"], root, wait=wait)
-    for line in done.lines:
-        if line.startswith("{"):
-            content: dict[str, list[Any]] = json.loads(line)
-            return content
-    raise FlowError("\n".join(line for line in done.lines if line.startswith("ERROR")) or "\n".join(done.lines[-3:]))
-
-
-async def sort_lockfile(root: Path, dag: Dag, known: Sequence[str]) -> None:
-    """Put dvc.lock's new stages in the order in which `dvc repro` adds them: side by side they end as they please."""
-    places = {name: place for place, name in enumerate([*known, *(name for name in dag.stages if name not in known)])}
-    async with hold_dvc_lock(root):
-        head, entries = lock_entries(root)
-        ordered = sorted(entries, key=lambda name: places.get(name, len(places)))
-        if ordered != [*entries]:
-            write_lock(root, "".join([head, *(entries[name] for name in ordered)]))

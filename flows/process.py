@@ -1,4 +1,4 @@
-"""One child under a supervisor: its lines as they come, a time limit, and nothing left behind however this ends."""
+"""Runs a command under flows/supervisor.py: its lines as they are written, a timeout, and no process left behind."""
 
 import asyncio
 import codecs
@@ -15,62 +15,64 @@ from pathlib import Path
 from flows import supervisor
 from flows.environment import environment
 
-PROGRESS = 15.0  # seconds between two lines of a progress bar
-KEPT = 1000  # lines
+PROGRESS_SECONDS = 15.0  # between two lines of a progress bar
+MAX_LINES = 1000  # in a result
 
 
 @dataclass(frozen=True)
-class Ended:
-    status: int
-    lines: tuple[str, ...]  # the last ones
+class CommandResult:
+    returncode: int
+    lines: tuple[str, ...]  # the last ones, of both stdout and stderr
     timed_out: bool = False
 
 
-async def follow(
+async def stream_command(
     command: Sequence[str],
     root: Path,
     *,
-    say: Callable[[str], None] | None = None,
-    file: Path | None = None,
-    limit: float | None = None,
-) -> Ended:
-    """Run the command in ROOT and hand on each line as it comes, all also to a file; end it after LIMIT seconds."""
-    process = subprocess.Popen(  # asyncio's own never ends if it is cancelled with all other tasks while it starts one
+    on_line: Callable[[str], None] | None = None,
+    log_file: Path | None = None,
+    timeout: float | None = None,
+) -> CommandResult:
+    """Run the command in ROOT, pass on each line as it is written, and append all output to LOG_FILE."""
+    process = subprocess.Popen(  # asyncio's own may never end if it is cancelled while it starts
         [sys.executable, "-I", "-S", supervisor.__file__, *command],
         cwd=root,
         env=environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        start_new_session=True,  # a Ctrl-C in the terminal is the flow's to hear
+        start_new_session=True,  # so that Ctrl-C in the terminal reaches the flow only
     )
     assert process.stdin is not None
-    output, screen, kept, timed_out = asyncio.StreamReader(), Screen(), deque[str](maxlen=KEPT), False
+    output, decoder = asyncio.StreamReader(), LineDecoder()
+    lines, timed_out = deque[str](maxlen=MAX_LINES), False
     try:
         await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(output), process.stdout)
-        async with asyncio.timeout(limit):
+        async with asyncio.timeout(timeout):
             chunk = b"\n"
             while chunk:
                 chunk = await output.read(65536)
-                if file:
-                    with file.open("ab") as whole:
-                        whole.write(chunk)
-                for line in screen.feed(chunk or b"\n"):
-                    kept.append(line)
-                    if say:
-                        say(line)
+                if log_file:
+                    with log_file.open("ab") as file:
+                        file.write(chunk)
+                for line in decoder.feed(chunk or b"\n"):
+                    lines.append(line)
+                    if on_line:
+                        on_line(line)
             await wait_exit(process)
     except TimeoutError:
         timed_out = True
     finally:
-        process.stdin.close()  # the supervisor ends what is left
-        status = await finished(process, output)
-    return Ended(status, tuple(kept), timed_out)
+        process.stdin.close()  # the supervisor then ends every process of the command
+        returncode = await wait_exit_uncancelled(process, output)
+    return CommandResult(returncode, tuple(lines), timed_out)
 
 
-async def finished(process: subprocess.Popen[bytes], output: asyncio.StreamReader) -> int:
-    """Its exit status, waited for also in a task that is being cancelled, as long as a supervisor may need."""
-    waiting = asyncio.ensure_future(asyncio.wait_for(drained(process, output), 4 * supervisor.GRACE))
+async def wait_exit_uncancelled(process: subprocess.Popen[bytes], output: asyncio.StreamReader) -> int:
+    """Wait until the supervisor has ended, even if this task is being cancelled."""
+    timeout = 2 * (supervisor.LOCK_WRITE_TIMEOUT + supervisor.TERM_TIMEOUT)
+    waiting = asyncio.ensure_future(asyncio.wait_for(drain_and_wait(process, output), timeout))
     while not waiting.done():
         try:
             await asyncio.wait([waiting])
@@ -79,36 +81,36 @@ async def finished(process: subprocess.Popen[bytes], output: asyncio.StreamReade
     return 128 + signal.SIGKILL if isinstance(waiting.exception(), TimeoutError) else waiting.result()
 
 
-async def drained(process: subprocess.Popen[bytes], output: asyncio.StreamReader) -> int:
-    """Whoever still writes must not be kept from ending by a full pipe."""
+async def drain_and_wait(process: subprocess.Popen[bytes], output: asyncio.StreamReader) -> int:
+    """A full pipe would keep a process that still writes from ending."""
     while await output.read(65536):
         pass
     return await wait_exit(process)
 
 
 async def wait_exit(process: subprocess.Popen[bytes]) -> int:
-    while (status := process.poll()) is None:
+    while (returncode := process.poll()) is None:
         await asyncio.sleep(0.01)
-    return status
+    return returncode
 
 
-class Screen:
-    """Output as a terminal shows it: a text after a carriage return takes the place of what was in the line."""
+class LineDecoder:
+    """Splits output into lines as a terminal shows them: text after a carriage return replaces the line."""
 
     def __init__(self) -> None:
         self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self.line = ""
-        self.returned = False
-        self.shown = time.monotonic()
+        self.at_line_start = False  # after a carriage return
+        self.last_line_time = time.monotonic()
 
     def feed(self, chunk: bytes) -> Iterator[str]:
-        """The lines that ended; of a line that is drawn over and over, now and then what it shows."""
+        """Each line that ended; of a progress bar one state every PROGRESS_SECONDS."""
         for text, end in re.findall(r"([^\r\n]*)([\r\n]?)", self.decoder.decode(chunk)):
-            self.line = text if text and self.returned else self.line + text
-            self.returned = end == "\r" or (self.returned and not text and not end)
-            late = time.monotonic() - self.shown > PROGRESS
-            if self.line.strip() and (end == "\n" or (end == "\r" and late)):
-                self.shown = time.monotonic()
+            self.line = text if text and self.at_line_start else self.line + text
+            self.at_line_start = end == "\r" or (self.at_line_start and not text and not end)
+            is_due = time.monotonic() - self.last_line_time > PROGRESS_SECONDS
+            if self.line.strip() and (end == "\n" or (end == "\r" and is_due)):
+                self.last_line_time = time.monotonic()
                 yield self.line.rstrip()
             if end == "\n":
                 self.line = ""

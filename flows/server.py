@@ -1,4 +1,4 @@
-"""The Prefect server that runs report to: the one that is set, or a temporary one."""
+"""Starts a Prefect server that ends with this process."""
 
 import os
 import socket
@@ -16,28 +16,33 @@ from flows.environment import environment
 from flows.errors import FlowError
 
 HOST = "127.0.0.1"
-STARTED = 90.0  # seconds in which a server must answer
+STARTUP_TIMEOUT = 90.0  # seconds
 
 
-def temporary_server() -> Callable[[], str] | None:
-    """A temporary server if none is set."""
-    return None if PREFECT_API_URL.value() else start_server(free_port(), page=False)
+def start_temporary_server() -> Callable[[], str] | None:
+    """Start a server without a page if PREFECT_API_URL is not set."""
+    if PREFECT_API_URL.value():
+        return None
+    with socket.socket() as listener:
+        listener.bind((HOST, 0))  # a free port
+        port = listener.getsockname()[1]
+    return start_server(port, page=False)
 
 
 def start_server(port: int, *, page: bool) -> Callable[[], str]:
-    """Start a server; what is given back waits until it answers, and gives its address.
+    """Start a server; returns a function that waits until it answers and returns its address.
 
-    It lives as long as this process, however that ends, so that Prefect's last words at exit still reach it.
+    The server ends when this process does, however that ends, and so also gets what Prefect sends at exit.
     """
-    for name in ("no_proxy", "NO_PROXY"):  # a proxy is not to be asked for what is on this machine
+    for name in ("no_proxy", "NO_PROXY"):  # requests to this machine must not go to a proxy
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), HOST]))
-    quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_SERVER_UI_ENABLED": str(page).lower()}
+    settings = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_SERVER_UI_ENABLED": str(page).lower()}
     app = ("uvicorn", "--factory", "prefect.server.api.server:create_app", "--lifespan", "on", "--log-level", "error")
     command = [sys.executable, "-m", *app, "--host", HOST, "--port", str(port)]
     url = f"http://{HOST}:{port}/api"
     process = Popen(
         [sys.executable, "-I", "-S", supervisor.__file__, *command],
-        env={**environment(), **quiet, **home(), "PREFECT_API_URL": url},
+        env={**environment(), **settings, **writable_home(), "PREFECT_API_URL": url},
         stdin=PIPE,
         stdout=DEVNULL,
         stderr=DEVNULL,
@@ -46,38 +51,29 @@ def start_server(port: int, *, page: bool) -> Callable[[], str]:
     return lambda: wait_ready(process, url)
 
 
-def home() -> dict[str, str]:
-    """Where the server keeps its database: Prefect's own folder, or a temporary one where that cannot be written."""
-    folder = PREFECT_HOME.value().expanduser()
+def writable_home() -> dict[str, str]:
+    """A temporary PREFECT_HOME if Prefect's own folder, where the database is, cannot be written."""
+    home = PREFECT_HOME.value().expanduser()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "prefect.db").open("ab").close()
+        home.mkdir(parents=True, exist_ok=True)
+        (home / "prefect.db").open("ab").close()
     except OSError:
         return {"PREFECT_HOME": mkdtemp(prefix="prefect-")}
     return {}
 
 
 def wait_ready(process: Popen[bytes], url: str) -> str:
-    deadline = time.monotonic() + STARTED
+    deadline = time.monotonic() + STARTUP_TIMEOUT
     while process.poll() is None and time.monotonic() < deadline:
-        if answers(url):
+        if is_healthy(url):
             return url
         time.sleep(0.1)
-    raise FlowError(
-        "the temporary Prefect server does not start: `prefect server start` says why, or set PREFECT_API_URL"
-    )
+    raise FlowError("the Prefect server does not start: `prefect server start` says why, or set PREFECT_API_URL")
 
 
-def answers(url: str) -> bool:
+def is_healthy(url: str) -> bool:
     try:
         with build_opener(ProxyHandler({})).open(f"{url}/health", timeout=5):
             return True
     except OSError:
         return False
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind((HOST, 0))
-        port: int = one.getsockname()[1]
-        return port

@@ -1,7 +1,7 @@
-"""A program that runs a command in a process group of its own, and ends the whole group when its own input closes.
+"""A program that runs a command in its own process group, and ends the whole group when its own stdin closes.
 
-Whoever starts it holds the other end of that input and writes nothing: however the holder ends, the system closes it.
-DVC is not ended while it writes dvc.lock: that must also hold when nobody else is left to see to it.
+The process that starts it holds the other end of stdin and writes nothing: however that process ends, the system closes
+it. If the command is DVC, it is not ended while it writes dvc.lock.
 """
 
 import contextlib
@@ -14,62 +14,63 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-GRACE = 5.0  # seconds between asking a group to end and ending it
-DEAD = 1.0  # seconds for the system to clear away what it has ended; who adopts orphans may be slow to do so
-IN_PLACE = ("/dvc.lock", "/.dvc/tmp/rwlock")  # what DVC rewrites in place: an end in the middle leaves half a file
+LOCK_WRITE_TIMEOUT = 5.0  # seconds to wait for DVC to finish writing dvc.lock
+TERM_TIMEOUT = 5.0  # seconds between SIGTERM and SIGKILL
+KILL_TIMEOUT = 1.0  # seconds for the system to remove killed processes
+WRITTEN_IN_PLACE = ("/dvc.lock", "/.dvc/tmp/rwlock")  # DVC would leave an incomplete file
 
 
 def main(command: list[str]) -> int:
-    """The exit status of the command, when nothing of it is left; 128 and the signal's number if one ended it."""
+    """The command's exit status, once its whole group has ended; 128 plus the signal's number if a signal ended it."""
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
-    threading.Thread(target=end_when_closed, args=(child.pid,), daemon=True).start()
-    status = child.wait()
-    end(child.pid)
-    return 128 - status if status < 0 else status
+    threading.Thread(target=end_group_when_stdin_closes, args=(child.pid,), daemon=True).start()
+    returncode = child.wait()
+    end_group(child.pid)
+    return 128 - returncode if returncode < 0 else returncode
 
 
-def end_when_closed(group: int) -> None:
+def end_group_when_stdin_closes(group: int) -> None:
     while os.read(0, 1):
         pass
     stop_between_writes(group)
-    end(group)
+    end_group(group)
 
 
-def stop_between_writes(process: int) -> None:
-    """Stop the process at a moment at which it has no such file open, so that its end finds it there."""
-    deadline = time.monotonic() + GRACE
-    with contextlib.suppress(OSError):  # it has ended by itself, or this system has no /proc
+def stop_between_writes(pid: int) -> None:
+    """Send SIGSTOP at a moment when the process has no file open that it writes in place."""
+    deadline = time.monotonic() + LOCK_WRITE_TIMEOUT
+    with contextlib.suppress(OSError):  # the process has ended, or this system has no /proc
         while time.monotonic() < deadline:
-            os.kill(process, signal.SIGSTOP)
-            if state(process) == "T":
-                if not any(file.endswith(IN_PLACE) for file in open_files(process)):
+            os.kill(pid, signal.SIGSTOP)
+            if process_state(pid) == "T":
+                if not any(path.endswith(WRITTEN_IN_PLACE) for path in open_files(pid)):
                     return
-                os.kill(process, signal.SIGCONT)
+                os.kill(pid, signal.SIGCONT)
             time.sleep(0.01)
 
 
-def state(process: int) -> str:
-    """The letter that `ps` shows."""
-    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+def process_state(pid: int) -> str:
+    """The letter that `ps` shows; T is stopped."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def open_files(process: int) -> Iterator[str]:
-    for link in Path(f"/proc/{process}/fd").iterdir():
+def open_files(pid: int) -> Iterator[str]:
+    for link in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # closed a moment ago
             yield str(link.readlink())
 
 
-def end(group: int) -> None:
-    """TERM, then KILL, until no process of the group is left."""
-    for number, seconds in ((signal.SIGTERM, GRACE), (signal.SIGKILL, DEAD)):
-        deadline = time.monotonic() + seconds
+def end_group(group: int) -> None:
+    """SIGTERM, then SIGKILL, until no process of the group is left."""
+    for number, timeout in ((signal.SIGTERM, TERM_TIMEOUT), (signal.SIGKILL, KILL_TIMEOUT)):
+        deadline = time.monotonic() + timeout
         with contextlib.suppress(ProcessLookupError, PermissionError):  # the group is gone
             os.killpg(group, number)
-            os.killpg(group, signal.SIGCONT)  # one that is stopped hears of it only then
+            os.killpg(group, signal.SIGCONT)  # a stopped process receives the signal only then
             while time.monotonic() < deadline:
                 os.killpg(group, 0)
                 time.sleep(0.02)
-            continue  # something of it is left: the next signal
+            continue  # the group still exists: the next signal
         return
 
 

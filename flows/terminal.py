@@ -1,4 +1,4 @@
-"""A flow run from a terminal: on the server that is set or a temporary one, its lines here, a problem as one line."""
+"""Runs a flow from a terminal: on the configured Prefect server or a temporary one, with the flow's log on stdout."""
 
 import asyncio
 import logging
@@ -8,64 +8,67 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cyclopts import App
+from cyclopts import App, Parameter
 from prefect import State
 from prefect.exceptions import TerminationSignal
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.errors import FlowError
-from flows.server import temporary_server
+from flows.server import start_temporary_server
 
 LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
 
 
 def run_cli(command: Callable[..., None], name: str) -> NoReturn:
-    """Run a command with the command line's flags, and exit."""
+    """Run a command with the command line's flags, and exit; an error that a person can correct is one line."""
+    prefix = name.rpartition(".")[2]
     try:
-        App(name=name, default_command=command, result_action="return_none")()
-    except FlowError as problem:
-        sys.exit(f"{name.rpartition('.')[2]}: {problem}")
+        App(
+            name=name,
+            default_command=command,
+            default_parameter=Parameter(negative=()),  # no --no-force
+            version_flags=(),
+            result_action="return_none",
+        )()
+    except FlowError as error:
+        sys.exit(f"{prefix}: {error}")
     except RuntimeError as error:
         if "Failed to reach API" not in str(error):
             raise
         url = PREFECT_API_URL.value()
-        sys.exit(f"{name.rpartition('.')[2]}: no Prefect server answers at {url}: start it, or unset PREFECT_API_URL")
+        sys.exit(f"{prefix}: no Prefect server answers at {url}: start it, or unset PREFECT_API_URL")
     except KeyboardInterrupt:
         sys.exit(130)
-    except TerminationSignal as ended:
-        sys.exit(128 + ended.signal)
+    except TerminationSignal as error:
+        sys.exit(128 + error.signal)
     sys.exit(0)
 
 
-def run_flow(run: Any, temporary: Callable[[], str] | None = None, **parameters: Any) -> int:
-    """The exit status of a run of the flow in this process, whose lines this terminal shows.
-
-    TEMPORARY is a server that was started before.
-    """
-    temporary = temporary or temporary_server()
-    lines()
+def run_flow(flow: Any, wait_for_server: Callable[[], str] | None = None, **parameters: Any) -> int:
+    """Run the flow in this process; returns its exit status. WAIT_FOR_SERVER is of a server that was started before."""
+    wait_for_server = wait_for_server or start_temporary_server()
+    log_to_terminal()
     with ExitStack() as stack:
-        if temporary:
-            stack.enter_context(temporary_settings({PREFECT_API_URL: temporary()}))
-            logging.getLogger("prefect.engine").setLevel(logging.WARNING)  # it would name a page that ends with the run
-        state: State[Any] = asyncio.run(run(**parameters, return_state=True))
+        if wait_for_server:
+            stack.enter_context(temporary_settings({PREFECT_API_URL: wait_for_server()}))
+            logging.getLogger("prefect.engine").setLevel(logging.WARNING)  # no link to a page that ends with the run
+        state: State[Any] = asyncio.run(flow(**parameters, return_state=True))
     return 0 if state.is_completed() else 1
 
 
-def lines() -> None:
-    """Show what the flows say, and of Prefect itself the warnings alone."""
+def log_to_terminal() -> None:
     for logger in map(logging.getLogger, LOGGERS):
         logger.propagate = False
-        logger.addHandler(Lines(sys.stdout))
+        logger.addHandler(TerminalHandler(sys.stdout))
 
 
-class Lines(logging.StreamHandler[Any]):
-    """What this project's flows log, each line of a task headed by its name."""
+class TerminalHandler(logging.StreamHandler[Any]):
+    """Shows what this project's flows log, and nothing of Prefect; a task's lines start with its name."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return Path(__file__).parent in Path(record.pathname).parents
 
     def format(self, record: logging.LogRecord) -> str:
         name = getattr(record, "task_run_name", None)
-        head = f"{name:<16}| " if name else ""
-        return "\n".join(f"{head}{line}" for line in record.getMessage().splitlines())
+        prefix = f"{name:<16}| " if name else ""
+        return "\n".join(f"{prefix}{line}" for line in record.getMessage().splitlines())

@@ -1,186 +1,170 @@
-"""Where a run works: in the project's folder, or in a clean clone of its HEAD with the same DVC cache."""
+"""Where a run works: the project's folder, or a clean clone of its HEAD with the same DVC cache."""
 
-import asyncio
-import itertools
+import os
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+import tempfile
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from flows.dvc.command import dvc, dvc_tmp_dir, try_lock
+from flows.dvc.command import dvc_tmp_dir, hold_lock, run_dvc, try_lock
+from flows.dvc.messages import error_message
 from flows.errors import FlowError
-from flows.process import Ended, follow
+from flows.process import stream_command
 
 Where = Literal["tree", "clone"]
-WHO = ("-c", "user.name=Lockstep", "-c", "user.email=lockstep@localhost")  # who commits a run's results
+COMMITTER = ("-c", "user.name=Lockstep", "-c", "user.email=lockstep@localhost")
+COMMIT_ATTEMPTS = 3  # another run may commit to the same branch meanwhile
+OnMessage = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Workspace:
     path: Path
     home: Path  # the project's folder
-    remote: bool  # whether results are pushed
+    has_remote: bool = False  # whether results are pushed to a DVC remote
 
-    async def keep(self, branch: str | None, message: str, say: Callable[[str], None]) -> None:
-        """Push what a run made, and commit a changed dvc.lock to the branch of the project's repository."""
-        if self.remote:
-            await succeed(dvc(["push"], self.path, say=say), "dvc push")
+    async def save_results(self, branch: str | None, message: str, on_message: OnMessage) -> None:
+        """Push the outputs, and commit a changed dvc.lock to the branch of the project's repository."""
+        if self.has_remote:
+            await dvc(self.path, "push", on_line=on_message)
         if branch and await git(self.path, "status", "--porcelain", "dvc.lock"):
             await commit(self.path, self.home, branch, message)
-            say(f"Committed to the branch {branch}")
+            on_message(f"Committed to the branch {branch}")
 
 
 @asynccontextmanager
-async def workspace(
-    home: Path, where: Where, branch: str | None, say: Callable[[str], None]
+async def open_workspace(
+    home: Path, where: Where, branch: str | None, on_message: OnMessage
 ) -> AsyncIterator[Workspace]:
-    if branch and where == "tree":
-        raise FlowError("commit_to needs where=clone: in the project's folder it is you who commits")
     if where == "tree":
-        remove_left(home)
-        async with exclusive_run(home, say):
-            yield Workspace(home, home, remote=False)
+        if branch:
+            raise FlowError("commit_to needs where=clone: in the project's folder you commit yourself")
+        await remove_abandoned_clones(home)
+        lock = dvc_tmp_dir(home) / "lockstep.lock"
+        async with hold_lock(lock, "another run in this folder", on_message):  # all of them change its params.yaml
+            yield Workspace(home, home)
         return
     if branch:
         await git(home, "check-ref-format", "--branch", branch)
-    if branch and await git(home, "branch", "--show-current") == [branch]:
-        raise FlowError(f"commit_to: {branch} is checked out in the project's folder; name another branch")
-    with scratch_dir(home) as path:
-        yield await clone(home, path, say)
+        if await git(home, "branch", "--show-current") == [branch]:
+            raise FlowError(f"commit_to: {branch} is checked out in the project's folder; name another branch")
+    async with scratch_dir(home) as path:
+        yield await clone(home, path, on_message)
 
 
 @asynccontextmanager
-async def scratch(home: Path, say: Callable[[str], None]) -> AsyncIterator[Path]:
-    """A clone with what is there of the data, but with a cache of its own: what is made in it stays there."""
-    with scratch_dir(home) as path:
-        await clone(home, path, say)
-        settings = {**await dvc_settings(home), "cache.dir": str(path / ".dvc" / "cache")}
-        write_settings(path / ".dvc" / "config.local", settings)
+async def open_scratch_clone(home: Path, on_message: OnMessage) -> AsyncIterator[Path]:
+    """A clone with the data that exists, but with a DVC cache of its own, so that new outputs stay in it."""
+    async with scratch_dir(home) as path:
+        await clone(home, path, on_message)
+        write_dvc_settings(path, {**await dvc_settings(home), "cache.dir": str(path / ".dvc" / "cache")})
         yield path
 
 
-@asynccontextmanager
-async def exclusive_run(home: Path, say: Callable[[str], None]) -> AsyncIterator[None]:
-    """While no other run works in the project's folder: they share params.yaml."""
-    with (dvc_tmp_dir(home) / "lockstep.lock").open("w") as lock:
-        told = False
-        while not try_lock(lock):
-            if not told:
-                say("Waiting for another run in this folder")
-            told = True
-            await asyncio.sleep(0.5)
-        yield
-
-
-async def clone(home: Path, path: Path, say: Callable[[str], None]) -> Workspace:
-    """A clone of HEAD, with DVC's settings and cache and what is there of the data."""
+async def clone(home: Path, path: Path, on_message: OnMessage) -> Workspace:
+    """Clone HEAD, with DVC's settings and cache and the data that exists."""
     head = (await git(home, "rev-parse", "HEAD"))[-1]
     await git(home, "clone", "--quiet", "--no-checkout", ".", str(path))
     await git(path, "checkout", "--quiet", "--detach", head)
     settings = await dvc_settings(home)
-    write_settings(path / ".dvc" / "config.local", settings)
-    remote = "core.remote" in settings
-    say(f"Works in a clean clone of {head[:10]}" + (", with the remote's data" if remote else ""))
-    if remote:
-        await succeed(dvc(["pull", "--allow-missing"], path, say=say), "dvc pull")
+    write_dvc_settings(path, settings)
+    has_remote = "core.remote" in settings
+    on_message(f"Works in a clean clone of {head[:10]}" + (", with the remote's data" if has_remote else ""))
+    if has_remote:
+        await dvc(path, "pull", "--allow-missing", on_line=on_message)
     else:
-        await dvc(["checkout", "--allow-missing"], path)
-    return Workspace(path, home, remote)
+        await run_dvc(["checkout", "--allow-missing"], path)  # fails for data that is not in the cache
+    return Workspace(path, home, has_remote)
 
 
 async def dvc_settings(home: Path) -> dict[str, str]:
-    """DVC's settings with their paths made absolute, and where the cache is. The last level that sets one wins."""
-    listed = (await dvc(["config", "--list"], home)).lines
-    cache = (await succeed(dvc(["cache", "dir"], home), "dvc cache dir"))[-1]
+    """DVC's settings, with absolute paths. Of several levels (system, global, local) the last one listed applies."""
+    listed = (await run_dvc(["config", "--list"], home)).lines
+    cache = (await dvc(home, "cache", "dir"))[-1]
     return {**dict(line.split("=", 1) for line in listed if "=" in line), "cache.dir": cache}
 
 
-def write_settings(file: Path, settings: Mapping[str, str]) -> None:
-    """remote.storage.url is the url of the section 'remote "storage"'."""
+def write_dvc_settings(path: Path, settings: Mapping[str, str]) -> None:
+    """Write .dvc/config.local of a clone; remote.storage.url becomes url in the section 'remote "storage"'."""
     sections: dict[str, list[str]] = {}
     for name, value in settings.items():
         section, _, rest = name.partition(".")
-        inner, _, key = rest.rpartition(".")
-        sections.setdefault(f"'{section} \"{inner}\"'" if inner else section, []).append(f'    {key} = "{value}"')
-    file.touch(mode=0o600)
-    file.write_text("".join(f"[{name}]\n" + "\n".join(items) + "\n" for name, items in sections.items()))
+        label, _, key = rest.rpartition(".")
+        sections.setdefault(f"'{section} \"{label}\"'" if label else section, []).append(f'    {key} = "{value}"')
+    file = path / ".dvc" / "config.local"
+    file.touch(mode=0o600)  # it may hold a remote's password
+    file.write_text("".join(f"[{name}]\n" + "\n".join(lines) + "\n" for name, lines in sections.items()))
 
 
-@contextmanager
-def scratch_dir(home: Path) -> Iterator[Path]:
-    """A folder that no other run uses, removed afterwards; one that a killed run left is taken anew."""
-    (folder := clones(home)).mkdir(exist_ok=True)
-    remove_left(home)
-    for number in itertools.count(1):
-        with claim_folder(folder / str(number)) as free:
-            if free:
-                yield folder / str(number)
-                return
+@asynccontextmanager
+async def scratch_dir(home: Path) -> AsyncIterator[Path]:
+    """A new folder, removed afterwards. Its lock tells other runs that it is in use."""
+    await remove_abandoned_clones(home)
+    async with lock_clones(home) as clones:
+        path = Path(tempfile.mkdtemp(dir=clones))
+        lock = os.open(path, os.O_RDONLY)
+        try_lock(lock)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(lock)
 
 
-def remove_left(home: Path) -> None:
-    """Remove the clones that killed runs left: those that nobody holds."""
-    for path in clones(home).glob("*[0-9]"):
-        with claim_folder(path):
-            pass
-
-
-def clones(home: Path) -> Path:
-    return dvc_tmp_dir(home) / "clones"
-
-
-@contextmanager
-def claim_folder(path: Path) -> Iterator[bool]:
-    """Whether no other run holds the folder; if so, it is removed first and last. Its lock stays: others may wait."""
-    with path.with_name(f"{path.name}.lock").open("w") as lock:
-        if free := try_lock(lock):
-            shutil.rmtree(path, ignore_errors=True)
-        try:
-            yield free
-        finally:
-            if free:
+async def remove_abandoned_clones(home: Path) -> None:
+    """Remove the clones of runs that were killed: those that no process has locked."""
+    async with lock_clones(home) as clones:
+        for path in [path for path in clones.iterdir() if path.is_dir()]:
+            lock = os.open(path, os.O_RDONLY)
+            if try_lock(lock):
                 shutil.rmtree(path, ignore_errors=True)
+            os.close(lock)
+
+
+@asynccontextmanager
+async def lock_clones(home: Path) -> AsyncIterator[Path]:
+    """Hold the lock of the folder of clones while one is made or removed."""
+    (clones := dvc_tmp_dir(home) / "clones").mkdir(exist_ok=True)
+    async with hold_lock(clones / "lock", "another run that removes clones", None):
+        yield clones
 
 
 async def commit(path: Path, home: Path, branch: str, message: str) -> None:
-    """Commit all that changed in PATH; its parents are what ran, and the branch as it was."""
+    """Commit all changes in PATH to HOME's branch, on top of the branch and of the commit that ran."""
     await git(path, "add", "--all")
-    tree = (await git(path, "write-tree"))[-1]
-    for last in (False, False, True):  # another run may commit to the same branch meanwhile
+    tree, head = (await git(path, "write-tree"))[-1], (await git(path, "rev-parse", "HEAD"))[-1]
+    for attempt in range(COMMIT_ATTEMPTS):
+        parents = [head]
+        if tip := await git(home, "for-each-ref", "--format=%(objectname)", f"refs/heads/{branch}"):
+            await git(path, "fetch", "--quiet", str(home), f"refs/heads/{branch}")
+            parents = list(dict.fromkeys([tip[-1], head]))
+        flags = [word for parent in parents for word in ("-p", parent)]
+        result = (await git(path, *COMMITTER, "commit-tree", tree, *flags, "-m", message))[-1]
+        await git(path, "update-ref", "refs/heads/result-of-run", result)
         try:
-            await commit_tree(path, home, branch, tree, message)
-        except FlowError:
-            if last:
+            await git(home, "fetch", "--quiet", str(path), f"refs/heads/result-of-run:refs/heads/{branch}")
+        except FlowError:  # the branch has moved
+            if attempt == COMMIT_ATTEMPTS - 1:
                 raise
         else:
             return
 
 
-async def commit_tree(path: Path, home: Path, branch: str, tree: str, message: str) -> None:
-    parents = ["HEAD"]
-    if known := await git(home, "for-each-ref", "--format=%(objectname)", f"refs/heads/{branch}"):
-        await git(path, "fetch", "--quiet", str(home), f"refs/heads/{branch}")
-        parents = list(dict.fromkeys([known[-1], (await git(path, "rev-parse", "HEAD"))[-1]]))
-    flags = [word for parent in parents for word in ("-p", parent)]
-    made = (await git(path, *WHO, "commit-tree", tree, *flags, "-m", message))[-1]
-    await git(path, "update-ref", "refs/heads/result-of-run", made)
-    await git(home, "fetch", "--quiet", str(path), f"refs/heads/result-of-run:refs/heads/{branch}")
+async def git(folder: Path, *arguments: str) -> list[str]:
+    """The lines that the git command prints."""
+    result = await stream_command(["git", *arguments], folder)
+    if result.returncode:
+        hint = ": a run in a clone needs a git repository with a commit" if arguments[0] == "rev-parse" else ""
+        raise FlowError(f"git {' '.join(arguments[:3])}: {' '.join(result.lines)}{hint}")
+    return list(result.lines)
 
 
-async def git(folder: Path, *words: str) -> list[str]:
-    done = await follow(["git", *words], folder)
-    if done.status:
-        needed = ": a run in a clone needs a git repository with a commit" if words[0] == "rev-parse" else ""
-        raise FlowError(f"git {' '.join(words[:3])}: {' '.join(done.lines)}{needed}")
-    return list(done.lines)
-
-
-async def succeed(command: Awaitable[Ended], name: str) -> list[str]:
-    done = await command
-    if done.status:
-        raise FlowError(
-            f"{name}: {' '.join(line for line in done.lines if line.startswith('ERROR')) or done.lines[-1:]}"
-        )
-    return list(done.lines)
+async def dvc(folder: Path, *arguments: str, on_line: OnMessage | None = None) -> list[str]:
+    """The lines that the DVC command prints."""
+    result = await run_dvc(arguments, folder, on_line=on_line)
+    if result.returncode:
+        raise FlowError(f"dvc {' '.join(arguments)}: {' '.join(error_message(result.lines).split())}")
+    return list(result.lines)

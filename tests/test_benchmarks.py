@@ -1,4 +1,4 @@
-"""The benchmark of trainings: a table of what was measured, and nothing is measured twice."""
+"""The benchmarks of trainings print a table, and measure nothing twice."""
 
 import json
 import re
@@ -20,66 +20,70 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small data set in MNIST's form, and no numbers yet."""
     folder = new_project(tmp_path_factory.mktemp("bench") / "project", {})
     write_raw(folder / "data" / "raw")
-    numbers(folder).unlink(missing_ok=True)
+    results_path(folder).unlink(missing_ok=True)
     return folder
 
 
-def numbers(project: Path) -> Path:
+def results_path(project: Path) -> Path:
     return project / "benchmarks" / "results" / "training.jsonl"
 
 
-def measured(project: Path) -> list[tuple[str, int]]:
-    rows = map(json.loads, numbers(project).read_text().splitlines())
+def read_measurements(project: Path) -> list[tuple[str, int]]:
+    rows = map(json.loads, results_path(project).read_text().splitlines())
     return [(row["recipe"], row["seed"]) for row in rows if "recipe" in row]
 
 
-def bench(project: Path, *words: str) -> str:
-    return run(project, sys.executable, "-m", "benchmarks.training", *words).stdout
+def run_benchmark(project: Path, *arguments: str) -> str:
+    return run(project, sys.executable, "-m", "benchmarks.training", *arguments).stdout
 
 
-def cells(said: str, recipe: str) -> list[str]:
-    (line,) = (line for line in said.splitlines() if line.startswith(f"| `{recipe}`"))
+def read_cells(output: str, recipe: str) -> list[str]:
+    (line,) = (line for line in output.splitlines() if line.startswith(f"| `{recipe}`"))
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_it_measures_what_is_missing_and_sets_it_beside_the_references(project: Path, tmp_path: Path) -> None:
-    alone = bench(project, "--only", "quick", "--seeds", "1")  # no reference has been measured yet
-    assert cells(alone, "quick")[1] == "1"
-    assert cells(alone, "quick")[5] == "none is"
+def test_missing_measurements_are_made_and_compared_with_the_references(project: Path, tmp_path: Path) -> None:
+    output_without_reference = run_benchmark(
+        project, "--only", "quick", "--seeds", "1"
+    )  # no reference has been measured yet
+    assert read_cells(output_without_reference, "quick")[1] == "1"
+    assert read_cells(output_without_reference, "quick")[5] == "none is"
     plot = tmp_path / "speed.png"
-    said = bench(project, "--only", "quick", "--only", "reference_a", "--seeds", "2", "--plot", str(plot))
+    output = run_benchmark(project, "--only", "quick", "--only", "reference_a", "--seeds", "2", "--plot", str(plot))
     # seed 0 of quick was not measured again
-    assert measured(project) == [("quick", 0), ("reference_a", 0), ("quick", 1), ("reference_a", 1)]
-    rows = [json.loads(line) for line in numbers(project).read_text().splitlines()]
+    assert read_measurements(project) == [("quick", 0), ("reference_a", 0), ("quick", 1), ("reference_a", 1)]
+    rows = [json.loads(line) for line in results_path(project).read_text().splitlines()]
     quick = [row for row in rows if row.get("recipe") == "quick"]
     mean = sum(row["accuracy"] for row in quick) / 2
-    assert cells(said, "quick")[1:3] == ["2", f"{mean:.2%} ({min(row['accuracy'] for row in quick):.2%})"]
-    base = float(cells(said, "reference_a")[3])
-    assert float(cells(said, "quick")[4]) == pytest.approx(float(cells(said, "quick")[3]) / base, abs=0.011)
-    assert cells(said, "quick")[5].endswith("(`reference_a`)")
-    assert "Reference A first touches 99.0% after" in said
+    assert read_cells(output, "quick")[1:3] == ["2", f"{mean:.2%} ({min(row['accuracy'] for row in quick):.2%})"]
+    base = float(read_cells(output, "reference_a")[3])
+    assert float(read_cells(output, "quick")[4]) == pytest.approx(
+        float(read_cells(output, "quick")[3]) / base, abs=0.011
+    )
+    assert read_cells(output, "quick")[5].endswith("(`reference_a`)")
+    assert "Reference A first touches 99.0% after" in output
     with Image.open(plot) as picture:
         assert min(picture.size) > 300
 
 
-def test_a_name_that_is_no_recipe_is_one_line(project: Path) -> None:
-    done = run(project, sys.executable, "-m", "benchmarks.training", "--only", "quik", status=None)
-    assert done.returncode == 1
-    assert done.stderr.startswith("quik is no recipe; ")
-    assert len(done.stderr.splitlines()) == 1
+def test_an_unknown_recipe_is_one_line(project: Path) -> None:
+    result = run(project, sys.executable, "-m", "benchmarks.training", "--only", "quik", status=None)
+    assert result.returncode == 1
+    assert result.stderr.startswith("quik is no recipe; ")
+    assert len(result.stderr.splitlines()) == 1
 
 
-def test_without_mnist_it_says_where_to_get_it(project: Path) -> None:
+def test_without_mnist_it_says_how_to_get_it(project: Path) -> None:
     source = project / "data" / "raw" / "source.json"
     content = source.read_text()
     source.write_text(content.replace('"mnist"', '"digits"', 1))
-    done = run(project, sys.executable, "-m", "benchmarks.training", status=None)
+    result = run(project, sys.executable, "-m", "benchmarks.training", status=None)
     source.write_text(content)
-    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
-    assert "make run DATASET=mnist" in done.stderr
+    assert (result.returncode, len(result.stderr.splitlines())) == (1, 1)
+    assert "make run DATASET=mnist" in result.stderr
 
 
-def test_portable_and_native_arithmetic_are_measured_in_turn_and_side_by_side(project: Path, tmp_path: Path) -> None:
+def test_portable_and_native_arithmetic_are_measured_alone_and_in_parallel(project: Path, tmp_path: Path) -> None:
     for name, value in {"train.min_steps": 20, "train.epochs": 0, "train.batch": 32, "machine.threads": 1}.items():
         set_param(project / "params.yaml", name, value)
     paths = ["--raw", "data/raw", "--splits", "data/splits", "--samples", str(tmp_path / "samples.png")]

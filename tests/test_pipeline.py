@@ -1,4 +1,4 @@
-"""The pipeline as a DVC user meets it: the real dvc command, in a real git repository, on the embedded digits."""
+"""The pipeline with the real dvc command, in a real git repository, on the embedded digits."""
 
 import json
 import shutil
@@ -19,24 +19,25 @@ from flows.dvc.params_file import set_param
 
 
 def test_repro_with_nothing_to_do_does_nothing(project: Path) -> None:
-    before = (project / "dvc.lock").read_bytes()
-    done = dvc(project, "repro")
-    assert ran(done) == []
-    assert "up to date" in done.stdout + done.stderr
-    assert (project / "dvc.lock").read_bytes() == before
+    former = (project / "dvc.lock").read_bytes()
+    result = dvc(project, "repro")
+    assert ran(result) == []
+    assert "up to date" in result.stdout + result.stderr
+    assert (project / "dvc.lock").read_bytes() == former
     assert dvc(project, "status", "--json").stdout.strip() == "{}"
     assert run(project, "git", "status", "--porcelain").stdout == ""
 
 
-def test_a_room_that_changes_reruns_the_stages_that_import_it_and_a_cache_in_it_none(project: Path) -> None:
-    assert list((project / "stages" / "proof").glob("__pycache__/*.pyc"))
+def test_a_changed_source_folder_reruns_the_stages_that_import_it_but_pycache_does_not(project: Path) -> None:
+    (cache := project / "stages" / "proof" / "__pycache__").mkdir(exist_ok=True)
+    (cache / "other.pyc").touch()
     assert ran(dvc(project, "repro")) == []
     with (project / "stages" / "proof" / "quality.py").open("a") as file:
         file.write("# a comment\n")
     assert ran(dvc(project, "repro")) == STAGES[3:]
 
 
-def test_a_train_param_reruns_train_and_what_follows_and_shows_in_every_diff(project: Path) -> None:
+def test_a_train_param_reruns_train_and_all_downstream_and_shows_in_every_diff(project: Path) -> None:
     set_param(project / "params.yaml", "train.seed", 7)
     assert ran(dvc(project, "repro")) == STAGES[2:]
     assert "train.seed" in dvc(project, "params", "diff").stdout
@@ -47,46 +48,46 @@ def test_a_train_param_reruns_train_and_what_follows_and_shows_in_every_diff(pro
         assert title in page.read_text()
 
 
-def test_an_evaluate_param_reruns_evaluate_and_what_certifies_it(project: Path) -> None:
+def test_an_evaluate_param_reruns_evaluate_and_validate_parity(project: Path) -> None:
     set_param(project / "params.yaml", "evaluate.min_accuracy", 0.4)
     assert ran(dvc(project, "repro")) == ["evaluate", "validate_parity"]
     certificate = json.loads((project / "data/model/certificate.json").read_text())
     assert certificate["quality"]["min_accuracy"] == 0.4
 
 
-def test_the_gate_fails_after_the_report_is_written_and_the_rest_is_untouched(project: Path) -> None:
+def test_the_gate_fails_after_the_report_is_written(project: Path) -> None:
     set_param(project / "params.yaml", "evaluate.min_accuracy", 1.0)
     accuracy = json.loads((project / "data/reports/evaluate.json").read_text())["accuracy"]
     assert accuracy < 1
-    done = dvc(project, "repro", status=None)
-    assert done.returncode != 0
-    assert f"evaluate: accuracy {accuracy:.4f} is below evaluate.min_accuracy 1.0" in done.stderr
+    result = dvc(project, "repro", status=None)
+    assert result.returncode != 0
+    assert f"evaluate: accuracy {accuracy:.4f} is below evaluate.min_accuracy 1.0" in result.stderr
     assert json.loads((project / "data/reports/evaluate.json").read_text())["accuracy"] == accuracy
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in result.stderr
 
 
-def test_a_mistyped_param_fails_with_one_line_and_the_results_come_back(project: Path) -> None:
-    before = {path: path.read_bytes() for path in (project / "data").rglob("*") if path.is_file()}
+def test_an_unknown_param_fails_with_one_line_and_checkout_restores_the_results(project: Path) -> None:
+    former = {path: path.read_bytes() for path in (project / "data").rglob("*") if path.is_file()}
     text = (project / "params.yaml").read_text()
     (project / "params.yaml").write_text(text.replace("  min_steps:", "  min_step:"))
-    done = dvc(project, "repro", status=None)
-    assert done.returncode != 0
-    assert "train: params.yaml: unknown param train.min_step (did you mean 'min_steps'?)" in done.stderr
-    assert "`dvc checkout` and `git checkout` bring them back" in done.stderr
+    result = dvc(project, "repro", status=None)
+    assert result.returncode != 0
+    assert "train: params.yaml: unknown param train.min_step (did you mean 'min_steps'?)" in result.stderr
+    assert "`dvc checkout` and `git checkout` bring them back" in result.stderr
     run(project, "git", "checkout", "-q", ".")
     dvc(project, "checkout")
-    assert {path: path.read_bytes() for path in (project / "data").rglob("*") if path.is_file()} == before
+    assert {path: path.read_bytes() for path in (project / "data").rglob("*") if path.is_file()} == former
     assert ran(dvc(project, "repro")) == []
 
 
-def test_one_more_own_image_makes_status_name_download(project: Path) -> None:
+def test_a_new_image_in_data_own_makes_download_stale(project: Path) -> None:
     (project / "data/own/cat").mkdir()
     Image.new("L", (8, 8)).save(project / "data/own/cat/1.png")
     status = json.loads(dvc(project, "status", "--json").stdout)
     assert {"changed deps": {"data/own": "modified"}} in status["download"]
 
 
-def test_a_fresh_clone_shows_metrics_and_plots_and_skips_every_stage_without_any_remote(
+def test_a_new_clone_shows_metrics_and_plots_and_skips_every_stage_without_a_remote(
     finished: Path, tmp_path: Path
 ) -> None:
     clone = tmp_path / "clone"
@@ -98,7 +99,7 @@ def test_a_fresh_clone_shows_metrics_and_plots_and_skips_every_stage_without_any
     assert "train.epochs" in dvc(clone, "params", "diff", "--all", "HEAD").stdout
 
 
-def test_results_travel_by_push_and_pull(project: Path, tmp_path: Path) -> None:
+def test_results_are_pushed_and_pulled(project: Path, tmp_path: Path) -> None:
     dvc(project, "remote", "add", "--default", "storage", str(tmp_path / "storage"))
     commit(project)
     dvc(project, "push")
@@ -110,21 +111,21 @@ def test_results_travel_by_push_and_pull(project: Path, tmp_path: Path) -> None:
     assert ran(dvc(clone, "repro")) == []
 
 
-def test_without_a_mirror_repro_of_mnist_fails_within_seconds_and_names_the_way_out(project: Path) -> None:
+def test_without_a_mirror_repro_of_mnist_fails_quickly_and_says_what_to_do(project: Path) -> None:
     set_param(project / "params.yaml", "download.dataset", "mnist")
     start = time.monotonic()
-    done = dvc(project, "repro", status=None)
-    assert done.returncode != 0
+    result = dvc(project, "repro", status=None)
+    assert result.returncode != 0
     assert time.monotonic() - start < 60  # seconds, on a machine however slow
-    assert "ossci-datasets" in done.stderr
-    assert "make run DATASET=digits" in done.stderr
+    assert "ossci-datasets" in result.stderr
+    assert "make run DATASET=digits" in result.stderr
     assert (project / "data/raw/source.json").exists()
     assert ran(dvc(project, "repro", "--dry")) == ["download"]
 
 
-def test_the_dag_is_drawn(project: Path) -> None:
-    drawn = dvc(project, "dag", "--dot").stdout
-    edges = {tuple(line.strip(" ;").replace('"', "").split(" -> ")) for line in drawn.splitlines() if "->" in line}
+def test_dvc_dag_shows_the_edges(project: Path) -> None:
+    dot = dvc(project, "dag", "--dot").stdout
+    edges = {tuple(line.strip(" ;").replace('"', "").split(" -> ")) for line in dot.splitlines() if "->" in line}
     assert edges == {
         ("download", "preprocess"),
         *(("preprocess", after) for after in STAGES[2:]),
@@ -139,7 +140,7 @@ def test_the_dag_is_drawn(project: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_experiments_run_here_in_a_copy_and_from_the_queue_and_are_shown_compared_and_applied(project: Path) -> None:
+def test_experiments_run_in_place_in_a_copy_and_from_the_queue(project: Path) -> None:
     dvc(project, "exp", "run", "--name", "here", "-S", "train.seed=1")
     run(project, "git", "checkout", "-q", ".")
     dvc(project, "checkout")
@@ -160,7 +161,7 @@ def test_experiments_run_here_in_a_copy_and_from_the_queue_and_are_shown_compare
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_the_same_bytes_again_and_in_another_folder(project: Path, tmp_path: Path) -> None:
+def test_a_second_run_and_another_folder_give_the_same_bytes(project: Path, tmp_path: Path) -> None:
     lock = (project / "dvc.lock").read_bytes()
     assert ran(dvc(project, "repro", "--force")) == STAGES
     assert (project / "dvc.lock").read_bytes() == lock
@@ -170,95 +171,99 @@ def test_the_same_bytes_again_and_in_another_folder(project: Path, tmp_path: Pat
     assert (other / "dvc.lock").read_bytes() == lock
 
 
-def trains(folder: Path) -> list[psutil.Process]:
+def train_processes(folder: Path) -> list[psutil.Process]:
     """The training processes that work in the folder, shells left out."""
-    found = []
+    processes = []
     for process in psutil.process_iter(["cmdline", "cwd", "status"]):
-        words = process.info["cmdline"] or []
-        if "stages.train" in words[:3] and process.info["cwd"] == str(folder) and process.info["status"] != "zombie":
-            found.append(process)
-    return found
+        command_line = process.info["cmdline"] or []
+        if (
+            "stages.train" in command_line[:3]
+            and process.info["cwd"] == str(folder)
+            and process.info["status"] != "zombie"
+        ):
+            processes.append(process)
+    return processes
 
 
-def wait_for(what: Callable[[], object], seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "waited in vain"
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
         time.sleep(0.02)
 
 
 @contextmanager
-def reproducing(project: Path) -> Iterator[subprocess.Popen[str]]:
+def running_repro(project: Path) -> Iterator[subprocess.Popen[str]]:
     """A `dvc repro` whose training has come as far as a checkpoint."""
     checkpoints = project / "data/checkpoints"
     with (project / "repro.log").open("w") as log:
         process = subprocess.Popen(["dvc", "repro"], cwd=project, env=environment(), stdout=log, stderr=log, text=True)
         with process:
-            wait_for(lambda: trains(project) or process.poll() is not None)
-            begun = time.time()
-            wait_for(lambda: any(path.stat().st_mtime > begun for path in checkpoints.glob("*.pt")))
+            wait_until(lambda: train_processes(project) or process.poll() is not None)
+            start = time.time()
+            wait_until(lambda: any(path.stat().st_mtime > start for path in checkpoints.glob("*.pt")))
             yield process
 
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_killing_train_or_dvc_changes_no_byte_and_never_lets_two_trains_run(project: Path, tmp_path: Path) -> None:
-    graph = (project / "dvc.yaml").read_text()
-    assert graph.count("--checkpoints data/checkpoints") == 1
-    often = "--checkpoints data/checkpoints --checkpoint-seconds 0.1"
-    (project / "dvc.yaml").write_text(graph.replace("--checkpoints data/checkpoints", often))
+def test_a_killed_train_resumes_to_the_same_bytes_and_two_never_run_at_once(project: Path, tmp_path: Path) -> None:
+    dvc_yaml = (project / "dvc.yaml").read_text()
+    assert dvc_yaml.count("--checkpoints data/checkpoints") == 1
+    more_often = "--checkpoints data/checkpoints --checkpoint-seconds 0.1"
+    (project / "dvc.yaml").write_text(dvc_yaml.replace("--checkpoints data/checkpoints", more_often))
     for param, value in {"train.epochs": 100, "train.points": 100, "train.seed": 5}.items():
         set_param(project / "params.yaml", param, value)
     commit(project)
-    unbroken = Path(shutil.copytree(project, tmp_path / "unbroken", symlinks=True))
-    dvc(unbroken, "repro")
+    undisturbed = Path(shutil.copytree(project, tmp_path / "unbroken", symlinks=True))
+    dvc(undisturbed, "repro")
     for wait in (0.0, 0.3, 1.0):
-        with reproducing(project):
+        with running_repro(project):
             time.sleep(wait)
-            trains(project)[0].kill()
-    with reproducing(project) as repro:
+            train_processes(project)[0].kill()
+    with running_repro(project) as repro:
         assert "going on from step" in (project / "repro.log").read_text()
         repro.kill()
-    with subprocess.Popen(["dvc", "repro"], cwd=project, env=environment()) as again:
-        while again.poll() is None:
-            assert len(trains(project)) <= 1  # the orphan is gone before the next one starts
+    with subprocess.Popen(["dvc", "repro"], cwd=project, env=environment()) as second_repro:
+        while second_repro.poll() is None:
+            assert len(train_processes(project)) <= 1  # the orphan is gone before the next one starts
             time.sleep(0.05)
-        assert again.returncode == 0
-    assert trains(project) == []
-    assert (project / "dvc.lock").read_bytes() == (unbroken / "dvc.lock").read_bytes()
+        assert second_repro.returncode == 0
+    assert train_processes(project) == []
+    assert (project / "dvc.lock").read_bytes() == (undisturbed / "dvc.lock").read_bytes()
     assert not list((project / "data/checkpoints").glob("*.pt"))
 
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_a_train_whose_dvc_was_killed_ends_within_seconds(project: Path) -> None:
+def test_train_ends_within_seconds_when_dvc_is_killed(project: Path) -> None:
     set_param(project / "params.yaml", "train.epochs", 1000)
     with subprocess.Popen(["dvc", "repro"], cwd=project, env=environment(), stdout=subprocess.DEVNULL) as repro:
-        wait_for(lambda: trains(project))
+        wait_until(lambda: train_processes(project))
         repro.kill()
         repro.wait()
-    wait_for(lambda: not trains(project), seconds=15)  # also when it was still importing torch
+    wait_until(lambda: not train_processes(project), seconds=15)  # also when it was still importing torch
 
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_the_default_recipe_passes_its_gate_on_the_digits(tmp_path: Path) -> None:
+def test_the_default_params_pass_the_gate_on_the_digits(tmp_path: Path) -> None:
     project = new_project(tmp_path / "project", {"download.dataset": "digits"})
     dvc(project, "repro")
     assert json.loads((project / "data/reports/evaluate.json").read_text())["accuracy"] >= 0.97
     assert json.loads((project / "data/reports/parity.json").read_text())["same"] is True
     assert json.loads((project / "data/model/certificate.json").read_text())["quality"]["accuracy"] >= 0.97
-    for paper, ink in (("white", "black"), ("#123", "#ffd")):  # as MNIST's network it takes a picture of a digit
+    for paper, ink in (("white", "black"), ("#123", "#ffd")):  # the network also recognises a drawn digit
         picture = Image.new("RGB", (300, 200), paper)
         ImageDraw.Draw(picture).line([(120, 50), (200, 50), (150, 160)], fill=ink, width=20, joint="curve")
         picture.save(project / "seven.png")
-        said = run(project, sys.executable, "-m", "lockstep.predict", "--json", "seven.png").stdout
-        assert json.loads(said)["label"] == "7"
+        output = run(project, sys.executable, "-m", "lockstep.predict", "--json", "seven.png").stdout
+        assert json.loads(output)["label"] == "7"
 
 
 def test_a_param_that_changes_while_its_stage_runs_is_not_recorded(project: Path) -> None:
     set_param(project / "params.yaml", "train.epochs", 60)
-    before = (project / "dvc.lock").read_text()
+    former = (project / "dvc.lock").read_text()
     command = ["dvc", "repro"]
     with subprocess.Popen(
         command, cwd=project, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -270,6 +275,6 @@ def test_a_param_that_changes_while_its_stage_runs_is_not_recorded(project: Path
         _, errors = process.communicate(timeout=300)
     assert process.returncode != 0
     assert "train: train.learning_rate changed while it ran" in errors
-    assert (project / "dvc.lock").read_text() == before
+    assert (project / "dvc.lock").read_text() == former
     set_param(project / "params.yaml", "train.epochs", 1)
     assert ran(dvc(project, "repro"))[0] == "train"

@@ -1,4 +1,4 @@
-"""A small pipeline in a git repository of its own, run by this project's flows: stages that take as long as told."""
+"""A small pipeline in its own git repository, run by this project's flows; params.yaml says what each stage does."""
 
 import json
 import os
@@ -18,6 +18,7 @@ from conftest import ROOT
 from repositories import Done, commit, environment, run
 
 from flows import supervisor
+from flows.dvc.command import try_lock
 
 #       make
 #      /    \
@@ -25,7 +26,7 @@ from flows import supervisor
 #      \    /
 #       join
 DIAMOND = {"make": [], "left": ["make"], "right": ["make"], "join": ["left", "right"]}
-STAGE = '''"""A stage that takes as long as it is told, and ends as it is told."""
+STAGE = '''"""A stage that takes `seconds` and exits with `status`."""
 import sys, time
 from pathlib import Path
 from stages.core.params import Section, read_section
@@ -92,68 +93,76 @@ def new_toy(folder: Path, graph: dict[str, list[str]] = DIAMOND, meta: dict[str,
     return folder
 
 
-def flow(project: Path, *words: str, api: str, status: int | None = 0, module: str = "flows.pipeline") -> Done:
-    """`python -m flows.pipeline WORDS` in the project, on the server."""
-    done = subprocess.run(
-        [sys.executable, "-m", module, *words],
+def flow(project: Path, *arguments: str, api: str, status: int | None = 0, module: str = "flows.pipeline") -> Done:
+    """`python -m flows.pipeline ARGUMENTS` in the project, on the server."""
+    result = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
         cwd=project,
         env={**environment(), "PREFECT_API_URL": api, "no_proxy": "127.0.0.1"},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert status is None or done.returncode == status, done.stdout + done.stderr
-    return done
+    assert status is None or result.returncode == status, result.stdout + result.stderr
+    return result
 
 
-def ask(api: str, path: str, **body: Any) -> Any:
-    """What the server answers to a POST of the body."""
+def post_api(api: str, path: str, **body: Any) -> Any:
+    """The server's response to a POST request."""
     data = json.dumps(body).encode()
     request = urllib.request.Request(f"{api}/{path}", data, {"content-type": "application/json"})
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
-        return json.load(answer)
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as response:
+        return json.load(response)
 
 
 def last_run(api: str) -> dict[str, Any]:
-    return ask(api, "flow_runs/filter", sort="EXPECTED_START_TIME_DESC", limit=1)[0]
+    return post_api(api, "flow_runs/filter", sort="EXPECTED_START_TIME_DESC", limit=1)[0]
 
 
 def task_runs(api: str, flow_run: str) -> dict[str, tuple[str, str, str]]:
-    """Of each task run of a flow run: the type, the name and the message of its state."""
-    found: dict[str, tuple[str, str, str]] = {}
+    """The type, name and message of each task run's state, by task."""
+    states: dict[str, tuple[str, str, str]] = {}
     for _ in range(40):  # task states travel as events: the last may come a moment later
-        runs = ask(api, "task_runs/filter", task_runs={}, flow_runs={"id": {"any_": [flow_run]}})
-        found = {one["name"]: (one["state_type"], one["state_name"], one["state"]["message"]) for one in runs}
-        if all(kind in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED") for kind, _, _ in found.values()):
-            return found
+        runs = post_api(api, "task_runs/filter", task_runs={}, flow_runs={"id": {"any_": [flow_run]}})
+        states = {one["name"]: (one["state_type"], one["state_name"], one["state"]["message"]) for one in runs}
+        if all(state_type in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED") for state_type, _, _ in states.values()):
+            return states
         time.sleep(0.25)
-    return found
+    return states
 
 
 def stage_processes(project: Path) -> list[psutil.Process]:
     """All processes that run DVC or a stage in the project's folder or in a clone inside it."""
-    found = []
+    states = []
     for process in psutil.process_iter():
         try:
-            words = " ".join(process.cmdline())
-            if ("stages." in words or "dvc" in words) and Path(process.cwd()).is_relative_to(project):
-                found.append(process)
+            arguments = " ".join(process.cmdline())
+            if ("stages." in arguments or "dvc" in arguments) and Path(process.cwd()).is_relative_to(project):
+                states.append(process)
         except (psutil.Error, OSError):
             continue
-    return found
+    return states
 
 
-def until_none_is_left(project: Path, seconds: float) -> None:
+def wait_until_no_processes(project: Path, seconds: float) -> None:
     """Wait until no stage and no DVC of the project runs."""
     try:
         until(lambda: not stage_processes(project), seconds)
     except AssertionError:
-        left = [(one.pid, one.ppid(), one.status(), one.cmdline()) for one in stage_processes(project)]
-        raise AssertionError(f"left after {seconds:.0f} s: {left}") from None
+        remaining = [(one.pid, one.ppid(), one.status(), one.cmdline()) for one in stage_processes(project)]
+        raise AssertionError(f"left after {seconds:.0f} s: {remaining}") from None
 
 
-def trace(project: Path) -> list[str]:
-    """The stages in the order in which they began and ended."""
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock of a file."""
+    if not path.exists():
+        return False
+    with path.open() as file:
+        return not try_lock(file)
+
+
+def read_trace(project: Path) -> list[str]:
+    """The names of the stages, once when a stage starts and once when it ends."""
     file = project / "trace"
     return [line.split()[0] for line in file.read_text().splitlines()] if file.exists() else []
 
@@ -164,11 +173,11 @@ def prefect_server(home: Path, port: int) -> Iterator[str]:
     env = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
     env.pop("PREFECT_API_URL", None)
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    guarded = [sys.executable, supervisor.__file__, *command]  # ends it however the tests end
+    supervised_command = [sys.executable, supervisor.__file__, *command]  # the server ends with the tests
     with (home / "server.log").open("ab") as log:
-        process = subprocess.Popen(guarded, env=env, stdin=subprocess.PIPE, stdout=log, stderr=log)
+        process = subprocess.Popen(supervised_command, env=env, stdin=subprocess.PIPE, stdout=log, stderr=log)
     try:
-        until(lambda: answers(f"http://127.0.0.1:{port}/api/health"), 120)
+        until(lambda: is_healthy(f"http://127.0.0.1:{port}/api/health"), 120)
         yield f"http://127.0.0.1:{port}/api"
     finally:
         for child in psutil.Process(process.pid).children(recursive=True):
@@ -178,7 +187,7 @@ def prefect_server(home: Path, port: int) -> Iterator[str]:
         process.wait()
 
 
-def answers(url: str) -> bool:
+def is_healthy(url: str) -> bool:
     try:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=5):
             return True
@@ -187,7 +196,7 @@ def answers(url: str) -> bool:
 
 
 def until(condition: Callable[[], Any], seconds: float) -> Any:
-    """Wait for the condition, and give what it gave."""
+    """Wait until the condition is true; returns its value."""
     deadline = time.monotonic() + seconds
     while not (result := condition()):
         assert time.monotonic() < deadline, f"not within {seconds} s"

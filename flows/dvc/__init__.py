@@ -1,1 +1,1 @@
-"""What speaks DVC's dialect: its command, dvc.yaml, dvc.lock and params.yaml."""
+"""Everything that depends on DVC: its command and messages, dvc.yaml, dvc.lock and params.yaml."""

@@ -1,99 +1,97 @@
-"""The `dvc` command, which waits for other DVC commands where it would fail for their sake."""
+"""Runs the `dvc` command: waits for other DVC commands instead of failing, and returns exit status and last lines."""
 
 import asyncio
 import fcntl
+import json
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+from flows.dvc.messages import error_message, is_about_locks, is_busy_error, lock_holders
 from flows.errors import FlowError
-from flows.process import Ended, follow
+from flows.process import CommandResult, stream_command
 
-PAUSE = 0.3  # seconds between two looks at what others hold
-PATIENCE = 5  # looks, before a line says so
-BUSY = ("is busy, it is being blocked by", "Unable to acquire lock")
-ADVICE = ("(PID ", "If there are no processes with such PIDs")  # lines that come with it
+MESSAGE_DELAY = 1.5  # seconds of waiting
 
 
-async def dvc(
-    words: Sequence[str],
+async def run_dvc(
+    arguments: Sequence[str],
     root: Path,
     *,
-    say: Callable[[str], None] | None = None,
-    wait: Callable[[str], None] | None = None,
-    file: Path | None = None,
-    limit: float | None = None,
-) -> Ended:
-    """Run `dvc WORDS` in ROOT, as soon as other DVC commands let it; LIMIT is without the waiting.
+    on_line: Callable[[str], None] | None = None,
+    on_wait: Callable[[str], None] | None = None,
+    log_file: Path | None = None,
+    timeout: float | None = None,
+) -> CommandResult:
+    """Run `dvc ARGUMENTS` in ROOT as soon as no other DVC command blocks it.
 
-    WAIT is told when it waits, SAY each line that is not about that.
+    ON_LINE gets each line of output that is not about locks; ON_WAIT gets one line when the command has to wait;
+    TIMEOUT, in seconds, does not include the waiting.
     """
-    told = ""
+    former_holders = ""
     while True:
-        await wait_for_dvc_lock(root, wait)
-        done = await follow(
-            ["dvc", "--wait-for-lock", *words],
+        async with hold_dvc_lock(root, on_wait):
+            pass  # DVC itself would wait for its lock without a message
+        result = await stream_command(
+            ["dvc", "--wait-for-lock", *arguments],
             root,
-            say=lambda line: say(line) if say and not about_waiting(line) else None,
-            file=file,
-            limit=limit,
+            on_line=lambda line: on_line(line) if on_line and not is_about_locks(line) else None,
+            log_file=log_file,
+            timeout=timeout,
         )
-        if done.status == 0 or not any(line.startswith("ERROR") and about_waiting(line) for line in done.lines):
-            return done
-        holders = ", ".join(line.strip() for line in done.lines if line.strip().startswith("(PID"))
-        if wait and told != holders:
-            wait(f"Waiting for another DVC command: {holders}")
-        told = holders
-        await asyncio.sleep(PAUSE * PATIENCE)
+        if result.returncode == 0 or not any(is_busy_error(line) for line in result.lines):
+            return result
+        holders = lock_holders(result.lines)
+        if on_wait and holders != former_holders:
+            on_wait(f"Waiting for another DVC command: {holders}")
+        former_holders = holders
+        await asyncio.sleep(MESSAGE_DELAY)
 
 
-def about_waiting(line: str) -> bool:
-    return line.strip().startswith(ADVICE) or any(word in line for word in BUSY)
-
-
-async def wait_for_dvc_lock(root: Path, wait: Callable[[str], None] | None) -> None:
-    """Wait while another command holds DVC's lock: DVC itself waits without a word."""
-    looks = 0
-    while locked(root / ".dvc" / "tmp" / "lock"):
-        looks += 1
-        if wait and looks == PATIENCE:
-            wait("Waiting for DVC's lock, which another DVC command holds")
-        await asyncio.sleep(PAUSE)
+async def dvc_status(root: Path, on_wait: Callable[[str], None]) -> dict[str, list[Any]]:
+    """What `dvc status` reports as changed, by stage."""
+    result = await run_dvc(["status", "--json"], root, on_wait=on_wait)
+    for line in result.lines:
+        if line.startswith("{"):
+            content: dict[str, list[Any]] = json.loads(line)
+            return content
+    raise FlowError(error_message(result.lines))
 
 
 @asynccontextmanager
-async def hold_dvc_lock(root: Path) -> AsyncIterator[None]:
-    """While no DVC command writes in ROOT: DVC rewrites dvc.lock in place, and holds its own lock meanwhile."""
-    with (dvc_tmp_dir(root) / "lock").open("a") as lock:
-        while not try_lock(lock):
-            await asyncio.sleep(0.05)
+async def hold_dvc_lock(root: Path, on_wait: Callable[[str], None] | None = None) -> AsyncIterator[None]:
+    """Hold DVC's own lock, so that no DVC command rewrites dvc.lock meanwhile."""
+    async with hold_lock(dvc_tmp_dir(root) / "lock", "DVC's lock, which another DVC command holds", on_wait):
         yield
 
 
-def dvc_tmp_dir(root: Path) -> Path:
-    """DVC's folder for locks and the like."""
-    if not (root / ".dvc").is_dir():
-        raise FlowError(f"{root}: not a DVC project: run `dvc init` in it, or a clone of the project")
-    (folder := root / ".dvc" / "tmp").mkdir(exist_ok=True)
-    return folder
+@asynccontextmanager
+async def hold_lock(path: Path, name: str, on_wait: Callable[[str], None] | None) -> AsyncIterator[None]:
+    """Hold the lock of a file; ON_WAIT gets a line if that takes longer than MESSAGE_DELAY."""
+    start, is_reported = time.monotonic(), False
+    with path.open("a") as file:
+        while not try_lock(file):
+            if on_wait and not is_reported and time.monotonic() - start > MESSAGE_DELAY:
+                on_wait(f"Waiting for {name}")
+                is_reported = True
+            await asyncio.sleep(0.1)
+        yield
 
 
-def try_lock(lock: IO[str]) -> bool:
-    """Whether the file could be locked, until it is closed."""
+def try_lock(file: IO[str] | int) -> bool:
+    """Lock an open file or folder until it is closed; False if another process holds the lock."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
 
 
-def locked(path: Path) -> bool:
-    if not path.exists():
-        return False
-    with path.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+def dvc_tmp_dir(root: Path) -> Path:
+    """The folder in which DVC keeps its locks."""
+    if not (root / ".dvc").is_dir():
+        raise FlowError(f"{root}: not a DVC project: run `dvc init` in it, or a clone of the project")
+    (folder := root / ".dvc" / "tmp").mkdir(exist_ok=True)
+    return folder

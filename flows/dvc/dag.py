@@ -1,8 +1,11 @@
-"""dvc.yaml as records: the stages with their edges and their policies, and the artifacts."""
+"""Reads dvc.yaml: its stages with their edges and scheduling policies, and its artifacts."""
 
+import json
 import posixpath
 import re
-from collections.abc import Container, Iterator, Mapping, Sequence
+import subprocess
+import sys
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,17 +15,22 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from flows.dvc import expand_templates
+from flows.dvc.params_file import with_changes
+from flows.environment import environment
 from flows.errors import FlowError
+
+TEMPLATES = re.compile(r"\$\{|\b(foreach|matrix)[\"']?\s*:")  # what only DVC can expand
 
 
 class Policy(BaseModel):
-    """`meta.prefect` of a stage: what Prefect does about it."""
+    """`meta.prefect` of a stage: how Prefect runs it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     retries: int = Field(0, ge=0)
     retry_delay_seconds: tuple[float, ...] = ()
-    retry_on: tuple[int, ...] = ()  # exit statuses of the command; none named: every failure
+    retry_on: tuple[int, ...] = ()  # exit statuses of the command; if empty, every failure
     timeout_seconds: float | None = Field(None, gt=0)
     tags: tuple[str, ...] = ()
 
@@ -33,9 +41,9 @@ class Stage:
     command: str
     description: str
     upstream: tuple[str, ...]
-    params: tuple[str, ...]  # sections or keys
-    outs: tuple[str, ...]  # metrics among them
-    tracked: tuple[str, ...]  # outs that git keeps
+    deps: tuple[str, ...]
+    params: tuple[str, ...]  # sections or keys of params.yaml
+    outs: tuple[str, ...]  # including metrics and plots
     metrics: tuple[str, ...]
     policy: Policy
 
@@ -45,133 +53,134 @@ class Dag:
     stages: dict[str, Stage]  # in the order in which `dvc repro` runs them
     artifacts: dict[str, str]  # name to path
 
-    def metrics(self, stage: str) -> Path:
-        """The metrics file of a stage that has one."""
-        return Path(self.stages[stage].metrics[0])
+    def find(self, name: str) -> list[str]:
+        """The stage of this name, or all stages of this `foreach` or `matrix`."""
+        if found := [stage for stage in self.stages if name in (stage, group_name(stage))]:
+            return found
+        raise FlowError(f"no stage {name!r} in dvc.yaml, which has {', '.join(self.stages)}")
 
-    def nearest(self, name: str, among: Container[str]) -> tuple[str, ...]:
-        """The stages before this one; for each that is not among those that run, the ones before it."""
-        found: dict[str, None] = {}
-        for before in self.stages[name].upstream:
-            found |= dict.fromkeys([before] if before in among else self.nearest(before, among))
-        return tuple(found)
+    def upstream_within(self, name: str, selected: Container[str]) -> tuple[str, ...]:
+        """The nearest upstream stages that are selected: a stage that is not is replaced by its own upstream."""
+        nearest: dict[str, None] = {}
+        for upstream in self.stages[name].upstream:
+            nearest |= dict.fromkeys([upstream] if upstream in selected else self.upstream_within(upstream, selected))
+        return tuple(nearest)
 
-    def downstream(self, first: str) -> tuple[str, ...]:
-        """The stage and all that come after it."""
-        found = {first}
-        for name, stage in self.stages.items():
-            if found & set(stage.upstream):
-                found.add(name)
-        return tuple(name for name in self.stages if name in found)
+    def select(self, only: Sequence[str], from_stage: str | None) -> tuple[str, ...]:
+        """ONLY these stages, or FROM_STAGE and all downstream of it, or all."""
+        if only and from_stage:
+            raise FlowError("choose stages by --only or by --from, not by both")
+        selected = {stage for name in (only or filter(None, [from_stage])) for stage in self.find(name)}
+        if from_stage:
+            for name, stage in self.stages.items():
+                if selected & set(stage.upstream):
+                    selected.add(name)
+        return tuple(name for name in self.stages if name in selected or not selected)
 
 
-def read_dag(root: Path) -> Dag:
+def group_name(stage: str) -> str:
+    """The name in dvc.yaml of a stage such as train@us, which DVC made from `foreach` or `matrix`."""
+    return stage.partition("@")[0]
+
+
+def read_dag(root: Path, changes: Mapping[str, Any] | None = None) -> Dag:
+    """Read dvc.yaml in ROOT; its templates see params.yaml with these CHANGES, as in {"train.epochs": 5}."""
     try:
-        return parsed((root / "dvc.yaml").read_text(encoding="utf-8"))
+        text = (root / "dvc.yaml").read_text(encoding="utf-8")
     except OSError as error:
         raise FlowError(f"{root / 'dvc.yaml'}: {error.strerror}: run this in the project's folder") from error
+    if TEMPLATES.search(text):
+        text = expand(root, text, with_changes(root / "params.yaml", changes or {}))
+    return parse_dag(text)
 
 
 @lru_cache
-def parsed(text: str) -> Dag:
+def expand(root: Path, text: str, params: str) -> str:
+    """dvc.yaml with its templates expanded by DVC, which takes about half a second."""
+    command = [sys.executable, expand_templates.__file__, "dvc.yaml", "params.yaml"]
+    files = json.dumps([text, params])
+    result = subprocess.run(
+        command, cwd=root, env=environment(), input=files, capture_output=True, text=True, check=False
+    )
+    if result.returncode:
+        raise FlowError(f"dvc.yaml: DVC cannot expand its templates: {' '.join(result.stderr.split())}")
+    return result.stdout.splitlines()[-1]
+
+
+@lru_cache
+def parse_dag(text: str) -> Dag:
     try:
         content = YAML(typ="safe", pure=True).load(text)
         entries: dict[str, dict[str, Any]] = content["stages"]
-        plain(entries)
-        outs = {name: paths(entry, "outs", "metrics", "plots") for name, entry in entries.items()}
-        upstream = {name: tuple(edges(paths(entry, "deps"), outs)) for name, entry in entries.items()}
-        stages = {name: stage(name, entries[name], upstream[name], outs[name]) for name in ordered(upstream)}
+        outs = {name: get_paths(entry, "outs", "metrics", "plots") for name, entry in entries.items()}
+        upstream = {name: find_upstream(get_paths(entry, "deps"), outs) for name, entry in entries.items()}
+        stages = {name: make_stage(name, entries[name], upstream[name], outs[name]) for name in sort_stages(upstream)}
         artifacts = {name: entry["path"] for name, entry in (content.get("artifacts") or {}).items()}
     except (YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise FlowError(f"dvc.yaml: not a pipeline: {' '.join(str(error).split())}: `dvc status` says more") from error
+        message = " ".join(str(error).split())
+        raise FlowError(f"dvc.yaml: not a pipeline: {message}: `dvc status` says more") from error
     return Dag(stages, artifacts)
 
 
-def stage(name: str, entry: Mapping[str, Any], upstream: tuple[str, ...], outs: tuple[str, ...]) -> Stage:
+def make_stage(name: str, entry: Mapping[str, Any], upstream: tuple[str, ...], outs: tuple[str, ...]) -> Stage:
     command = entry["cmd"]
     return Stage(
         name,
         command if isinstance(command, str) else " && ".join(command),
         entry.get("desc", ""),
         upstream,
+        get_paths(entry, "deps"),
         tuple(param for param in entry.get("params", []) if isinstance(param, str)),
         outs,
-        tuple(
-            path for path, options in options_of(entry, "outs", "metrics", "plots") if not options.get("cache", True)
-        ),
-        paths(entry, "metrics"),
-        policy(name, (entry.get("meta") or {}).get("prefect", {})),
+        get_paths(entry, "metrics"),
+        make_policy(name, (entry.get("meta") or {}).get("prefect", {})),
     )
 
 
-def policy(name: str, content: Any) -> Policy:
+def make_policy(stage: str, content: Any) -> Policy:
     try:
         return Policy.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, ("stages", name, "meta.prefect", *first["loc"])))
+        key = ".".join(map(str, ("stages", stage, "meta.prefect", *first["loc"])))
         known = ", ".join(Policy.model_fields)
-        what = f"unknown key; known are {known}" if first["type"] == "extra_forbidden" else first["msg"].lower()
-        raise FlowError(f"dvc.yaml: {key}: {what}") from error
+        problem = f"unknown key; known are {known}" if first["type"] == "extra_forbidden" else first["msg"].lower()
+        raise FlowError(f"dvc.yaml: {key}: {problem}") from error
 
 
-def plain(entries: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse what only DVC can expand."""
-    for name, entry in entries.items():
-        if "foreach" in entry or "matrix" in entry:
-            raise FlowError(f"dvc.yaml: stages.{name}: foreach and matrix are not read here: write the stages out")
-        if re.search(r"(?<!\\)\$\{", str([entry.get(kind) for kind in ("deps", "outs", "metrics", "plots")])):
-            raise FlowError(f"dvc.yaml: stages.{name}: templated paths are not read here: write them out")
+def get_paths(entry: Mapping[str, Any], *kinds: str) -> tuple[str, ...]:
+    """Paths from the project's folder. An item in dvc.yaml is a path, or {path: options}."""
+    items = [item for kind in kinds for item in entry.get(kind) or []]
+    paths = [item if isinstance(item, str) else next(iter(item)) for item in items]
+    return tuple(posixpath.normpath(posixpath.join(entry.get("wdir", ""), path)) for path in paths)
 
 
-def options_of(entry: Mapping[str, Any], *kinds: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each item is a path, or a path with its options."""
-    for kind in kinds:
-        for item in entry.get(kind) or []:
-            path, options = (item, {}) if isinstance(item, str) else next(iter(item.items()))
-            yield posixpath.normpath(posixpath.join(entry.get("wdir", ""), path)), options or {}
-
-
-def paths(entry: Mapping[str, Any], *kinds: str) -> tuple[str, ...]:
-    return tuple(path for path, _ in options_of(entry, *kinds))
-
-
-def edges(deps: tuple[str, ...], outs: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
-    """The stages that make a dep, a folder around it, or something inside it, in the order of the deps."""
-    found: dict[str, str] = {}
+def find_upstream(deps: Sequence[str], outs: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """The stages with an out that is a dep, contains it or is inside it, in the order of the deps."""
+    upstream: dict[str, None] = {}
     for dep in deps:
-        found |= {name: dep for name, made in outs.items() if any(inside(dep, out) or inside(out, dep) for out in made)}
-    yield from found
+        for name, paths in outs.items():
+            if any(is_inside(dep, out) or is_inside(out, dep) for out in paths):
+                upstream[name] = None
+    return tuple(upstream)
 
 
-def inside(path: str, folder: str) -> bool:
+def is_inside(path: str, folder: str) -> bool:
     return path == folder or path.startswith(f"{folder}/")
 
 
-def ordered(upstream: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """Every stage after those that it needs, otherwise as written."""
-    done: list[str] = []
+def sort_stages(upstream: Mapping[str, Sequence[str]]) -> list[str]:
+    """Every stage after its upstream, otherwise in the order of dvc.yaml: the order of `dvc repro`."""
+    order: list[str] = []
 
     def visit(name: str, path: tuple[str, ...]) -> None:
         if name in path:
-            raise FlowError(f"dvc.yaml: a circle: {' -> '.join((*path, name))}")
-        if name not in done:
-            for needed in upstream[name]:
-                visit(needed, (*path, name))
-            done.append(name)
+            raise FlowError(f"dvc.yaml: a cycle: {' -> '.join((*path, name))}")
+        if name not in order:
+            for dependency in upstream[name]:
+                visit(dependency, (*path, name))
+            order.append(name)
 
     for name in upstream:
         visit(name, ())
-    return done
-
-
-def select(dag: Dag, only: Sequence[str], first: str | None) -> tuple[str, ...]:
-    """ONLY these stages, or the FIRST and all after it, or all."""
-    for name in (*only, *([first] if first else [])):
-        if name not in dag.stages:
-            raise FlowError(f"no stage {name!r} in dvc.yaml, which has {', '.join(dag.stages)}")
-    if only and first:
-        raise FlowError("choose stages by --only or by --from, not by both")
-    if first:
-        return dag.downstream(first)
-    return tuple(name for name in dag.stages if name in only or not only)
+    return order

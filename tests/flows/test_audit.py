@@ -1,4 +1,4 @@
-"""The reproducibility alarm rings when a byte differs, and knows when the machine is another."""
+"""The audit fails when a byte differs, and compares two runs when the machine is another."""
 
 import json
 import os
@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from repositories import DIGITS, commit, dvc, new_project
-from toys import ask, flow, last_run, new_toy
+from toys import flow, last_run, new_toy, post_api
 
 pytestmark = [pytest.mark.slow, pytest.mark.ci]
-# Its bytes depend on where it runs, and if told so on when.
+# Its bytes depend on the environment variables TOY_*, and with TOY_CHANCE on the time.
 MAKE = """import json, os, sys, time
 from pathlib import Path
 if __name__ == "__main__":
@@ -25,7 +25,7 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def recorded(tmp_path: Path) -> Path:
+def audited_toy(tmp_path: Path) -> Path:
     """A toy whose first stage records where it ran, after its committed run."""
     toy = new_toy(tmp_path / "a toy", {"make": [], "left": ["make"]})
     (toy / "stages" / "make.py").write_text(MAKE)
@@ -38,71 +38,71 @@ def recorded(tmp_path: Path) -> Path:
     return toy
 
 
-def audit(toy: Path, api: str, status: int, *words: str, **told: str) -> tuple[str, str]:
-    """The name and message of the audit's state, where the stages are told so."""
-    before = {name: os.environ.get(name) for name in told}
-    os.environ.update(told)
+def run_audit(toy: Path, api: str, status: int, *arguments: str, **variables: str) -> tuple[str, str]:
+    """Run the audit with these environment variables; the name and message of its state."""
+    former = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
-        print(flow(toy, *words, api=api, status=status, module="flows.audit").stdout)
+        print(flow(toy, *arguments, api=api, status=status, module="flows.audit").stdout)
     finally:
-        for name, value in before.items():
+        for name, value in former.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
     state = last_run(api)["state"]
     return state["name"], state["message"]
 
 
-def test_the_same_bytes_pass_and_the_tree_and_cache_are_left_alone(recorded: Path, api: str) -> None:
-    cached = sorted((recorded / ".dvc" / "cache").rglob("*"))
-    (recorded / "left.txt").write_text("a person is at it")
-    assert audit(recorded, api, 0) == ("Reproduced", "All 4 outputs are those of dvc.lock to the last byte")
-    assert sorted((recorded / ".dvc" / "cache").rglob("*")) == cached
-    assert (recorded / "left.txt").read_text() == "a person is at it"
-    (report,) = ask(api, "artifacts/latest/filter", artifacts={"key": {"any_": ["lockstep-audit"]}})
+def test_the_same_bytes_pass_and_the_project_and_its_cache_are_unchanged(audited_toy: Path, api: str) -> None:
+    cache = sorted((audited_toy / ".dvc" / "cache").rglob("*"))
+    (audited_toy / "left.txt").write_text("an uncommitted change")
+    assert run_audit(audited_toy, api, 0) == ("Reproduced", "All 4 outputs have the same bytes as dvc.lock")
+    assert sorted((audited_toy / ".dvc" / "cache").rglob("*")) == cache
+    assert (audited_toy / "left.txt").read_text() == "an uncommitted change"
+    (report,) = post_api(api, "artifacts/latest/filter", artifacts={"key": {"any_": ["lockstep-audit"]}})
     assert "| left.txt | " in report["data"]
 
 
-def test_another_byte_on_the_same_machine_fails_and_is_named(recorded: Path, api: str) -> None:
-    name, message = audit(recorded, api, 1, TOY_TEXT="!")
+def test_another_byte_on_the_same_machine_fails_and_is_named(audited_toy: Path, api: str) -> None:
+    name, message = run_audit(audited_toy, api, 1, TOY_TEXT="!")
     assert name == "Failed"
     assert message == "Bytes differ from those of dvc.lock: make.txt, left.txt; it begins in make"
 
 
-def test_on_another_machine_two_runs_must_be_equal_and_the_metrics_near(recorded: Path, api: str) -> None:
-    name, message = audit(recorded, api, 0, TOY_MACHINE="NEON", TOY_GAIN="0.001")
+def test_on_another_machine_two_runs_must_be_equal_and_the_metrics_near(audited_toy: Path, api: str) -> None:
+    name, message = run_audit(audited_toy, api, 0, TOY_MACHINE="NEON", TOY_GAIN="0.001")
     assert name == "Reproduced"
-    assert "Two runs are equal to the last byte, and metrics within 0.005" in message
+    assert "Two runs gave the same bytes, and metrics within 0.005" in message
     assert "(instruction_set AVX512 -> NEON)" in message
 
-    name, message = audit(recorded, api, 1, "--tolerance", "0.0001", TOY_MACHINE="NEON", TOY_GAIN="0.001")
-    assert (name, message.split(", on")[0]) == ("Failed", "Metrics are more than 0.0001 away")
+    name, message = run_audit(audited_toy, api, 1, "--tolerance", "0.0001", TOY_MACHINE="NEON", TOY_GAIN="0.001")
+    assert (name, message.split(", on")[0]) == ("Failed", "Metrics differ by more than 0.0001 from the committed ones")
     assert message.endswith("score.accuracy 0.9 -> 0.901")
 
-    name, message = audit(recorded, api, 1, TOY_MACHINE="NEON", TOY_CHANCE="1")
+    name, message = run_audit(audited_toy, api, 1, TOY_MACHINE="NEON", TOY_CHANCE="1")
     assert name == "Failed"
     assert message.startswith("Two runs differ from each other")
     assert message.endswith("make.txt, left.txt; it begins in make")
 
 
-def test_a_cpu_that_native_arithmetic_does_not_share_is_another_machine(recorded: Path, api: str) -> None:
-    name, message = audit(recorded, api, 0, TOY_CPU="OtherMaker", TOY_TEXT="!")
+def test_a_cpu_that_native_arithmetic_does_not_share_is_another_machine(audited_toy: Path, api: str) -> None:
+    name, message = run_audit(audited_toy, api, 0, TOY_CPU="OtherMaker", TOY_TEXT="!")
     assert name == "Reproduced"
     assert "(cpu nothing -> OtherMaker)" in message
 
 
-def test_a_last_bit_that_changes_in_step_300_is_found_there(tmp_path: Path, api: str) -> None:
+def test_a_weight_that_changes_by_one_bit_in_step_300_is_located(tmp_path: Path, api: str) -> None:
     project = new_project(tmp_path / "project", {**DIGITS, "train.epochs": 0, "train.min_steps": 320})
     dvc(project, "repro")
     commit(project)
     source = project / "stages" / "train.py"
     step = "        optimizer.step(now)\n"
-    nudge = """        if step + 1 == 300:
+    change = """        if step + 1 == 300:
             bias = network.head.bias.data[:1]
             bias.copy_(torch.nextafter(bias, bias + 1))
 """
     assert source.read_text().count(step) == 1
-    source.write_text(source.read_text().replace(step, step + nudge))
+    source.write_text(source.read_text().replace(step, step + change))
     commit(project)
-    name, message = audit(project, api, 1)
+    name, message = run_audit(project, api, 1)
     assert name == "Failed"
     assert message.startswith("Bytes differ from those of dvc.lock: data/model/weights.safetensors, ")
     assert message.endswith(
@@ -111,7 +111,7 @@ def test_a_last_bit_that_changes_in_step_300_is_found_there(tmp_path: Path, api:
     )
 
 
-def test_a_stage_that_fails_in_the_audit_is_no_difference_but_a_failure(recorded: Path, api: str) -> None:
-    name, message = audit(recorded, api, 1, TOY_GAIN="no number")
+def test_a_failed_stage_fails_the_audit_without_a_comparison(audited_toy: Path, api: str) -> None:
+    name, message = run_audit(audited_toy, api, 1, TOY_GAIN="no number")
     assert name == "Failed"
     assert message.startswith("A stage failed, so nothing was compared: make failed")

@@ -1,4 +1,4 @@
-"""dvc.lock, which DVC rewrites in place: no end of a run cuts it, and one that `dvc repro` left cut is mended."""
+"""DVC rewrites dvc.lock in place: no run of the flow truncates it, and one that `dvc repro` truncated is repaired."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from repositories import commit, dvc, environment, run
 from ruamel.yaml import YAML
-from toys import flow, new_toy, trace, until_none_is_left
+from toys import flow, new_toy, read_trace, wait_until_no_processes
 
 from flows.dvc.dag import read_dag
 from flows.dvc.lock_file import repair_lockfile
@@ -20,11 +20,11 @@ from flows.dvc.lock_file import repair_lockfile
 CHAIN: dict[str, list[str]] = {"quick": [], "long": ["quick"]}
 FILLERS = 400  # entries that make the writing of dvc.lock last about half a second
 NOWHERE = "http://127.0.0.1:9/api"
-HOW = "a DVC command was killed while it wrote it"
+CAUSE = "a DVC command was killed while it wrote it"
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A toy after its first `dvc repro`, committed. Copy it; do not change it."""
     toy = new_toy(tmp_path_factory.mktemp("ran") / "toy", CHAIN)
     dvc(toy, "repro", "-q")
@@ -33,22 +33,22 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def done(ran: Path, tmp_path: Path) -> Path:
-    toy = Path(shutil.copytree(ran, tmp_path / "a toy", symlinks=True))
+def finished_toy(template_toy: Path, tmp_path: Path) -> Path:
+    toy = Path(shutil.copytree(template_toy, tmp_path / "a toy", symlinks=True))
     (toy / "trace").unlink()
     return toy
 
 
 @pytest.fixture
-def large(done: Path) -> Path:
+def large_toy(finished_toy: Path) -> Path:
     """The toy with a dvc.lock that takes long to write, committed; its last stage is stale."""
-    text = (done / "dvc.lock").read_text()
+    text = (finished_toy / "dvc.lock").read_text()
     entry = text[text.index("  quick:") : text.index("  long:")]
     fillers = [entry.replace("quick:", f"filler{number}:", 1) for number in range(FILLERS)]
-    (done / "dvc.lock").write_text("".join([text, *fillers]))
-    commit(done)
-    set_text(done, "long", "other")
-    return done
+    (finished_toy / "dvc.lock").write_text("".join([text, *fillers]))
+    commit(finished_toy)
+    set_text(finished_toy, "long", "other")
+    return finished_toy
 
 
 def set_text(toy: Path, stage: str, text: str) -> None:
@@ -63,8 +63,8 @@ def entries(toy: Path) -> dict[str, Any]:
 
 def signal_while_it_is_written(process: subprocess.Popen[bytes], toy: Path, number: signal.Signals) -> None:
     """Send it once dvc.lock is shorter than it was."""
-    whole = (toy / "dvc.lock").stat().st_size
-    while (toy / "dvc.lock").stat().st_size == whole:
+    complete = (toy / "dvc.lock").stat().st_size
+    while (toy / "dvc.lock").stat().st_size == complete:
         assert process.poll() is None, "it has ended, and dvc.lock was never short"
     process.send_signal(number)
 
@@ -72,131 +72,139 @@ def signal_while_it_is_written(process: subprocess.Popen[bytes], toy: Path, numb
 @pytest.mark.slow
 @pytest.mark.ci
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_run_that_ends_while_dvc_writes_leaves_dvc_lock_whole(large: Path, api: str, number: signal.Signals) -> None:
+def test_a_signal_while_dvc_writes_leaves_a_complete_dvc_lock(
+    large_toy: Path, api: str, number: signal.Signals
+) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "flows.pipeline"],
-        cwd=large,
+        cwd=large_toy,
         env={**environment(), "PREFECT_API_URL": api, "no_proxy": "127.0.0.1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         process_group=0,
     ) as process:
-        signal_while_it_is_written(process, large, number)
-        until_none_is_left(large, 20)
+        signal_while_it_is_written(process, large_toy, number)
+        wait_until_no_processes(large_toy, 20)
         process.wait(20)
-    assert len(entries(large)) == FILLERS + len(CHAIN)
-    assert entries(large)["long"]["params"]["params.yaml"]["long"]["text"] == "other"
-    assert dvc(large, "status", "--json").stdout.strip() == "{}"
-    assert "long              UpToDate" in flow(large, api=api).stdout
+    assert len(entries(large_toy)) == FILLERS + len(CHAIN)
+    assert entries(large_toy)["long"]["params"]["params.yaml"]["long"]["text"] == "other"
+    assert dvc(large_toy, "status", "--json").stdout.strip() == "{}"
+    assert "long              UpToDate" in flow(large_toy, api=api).stdout
 
 
 @pytest.mark.slow
 @pytest.mark.ci
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_what_a_plain_repro_that_was_ended_left_is_mended_and_no_stage_runs_again(
-    large: Path, api: str, number: signal.Signals
+def test_a_lock_that_dvc_repro_truncated_is_repaired_and_no_stage_runs_again(
+    large_toy: Path, api: str, number: signal.Signals
 ) -> None:
-    with subprocess.Popen(["dvc", "repro", "-q"], cwd=large, env=environment(), stderr=subprocess.DEVNULL) as person:
-        signal_while_it_is_written(person, large, number)
-    left = (large / "dvc.lock").read_bytes()
-    assert "long" in trace(large)
-    (large / "trace").unlink()
+    with subprocess.Popen(
+        ["dvc", "repro", "-q"], cwd=large_toy, env=environment(), stderr=subprocess.DEVNULL
+    ) as other_repro:
+        signal_while_it_is_written(other_repro, large_toy, number)
+    truncated = (large_toy / "dvc.lock").read_bytes()
+    assert "long" in read_trace(large_toy)
+    (large_toy / "trace").unlink()
 
-    refused = flow(large, "--plan", api=NOWHERE, status=1)
-    assert (refused.stdout, len(refused.stderr.splitlines())) == ("", 1)
-    assert refused.stderr.startswith("pipeline: dvc.lock ")
-    assert "run without --plan, which repairs it, or `git checkout dvc.lock`" in refused.stderr
-    assert (large / "dvc.lock").read_bytes() == left
+    plan = flow(large_toy, "--plan", api=NOWHERE, status=1)
+    assert (plan.stdout, len(plan.stderr.splitlines())) == ("", 1)
+    assert plan.stderr.startswith("pipeline: dvc.lock ")
+    assert "run without --plan, which repairs it, or `git checkout dvc.lock`" in plan.stderr
+    assert (large_toy / "dvc.lock").read_bytes() == truncated
 
-    mended = flow(large, api=api).stdout
-    (line,) = [line for line in mended.splitlines() if HOW in line]
-    assert line.startswith("dvc.lock is empty" if not left else "dvc.lock ends ")
-    assert "From DVC's run cache: params long.text long -> other" in mended
-    assert trace(large) == []
-    assert len(entries(large)) == FILLERS + len(CHAIN)
-    assert dvc(large, "status", "--json").stdout.strip() == "{}"
-
-
-def mend(toy: Path) -> list[str]:
-    said: list[str] = []
-    asyncio.run(repair_lockfile(toy, read_dag(toy), said.append))
-    return said
+    output = flow(large_toy, api=api).stdout
+    (line,) = [line for line in output.splitlines() if CAUSE in line]
+    assert line.startswith("dvc.lock is empty" if not truncated else "dvc.lock ends ")
+    assert "From DVC's run cache: params long.text long -> other" in output
+    assert read_trace(large_toy) == []
+    assert len(entries(large_toy)) == FILLERS + len(CHAIN)
+    assert dvc(large_toy, "status", "--json").stdout.strip() == "{}"
 
 
-def test_a_lock_that_is_cut_anywhere_becomes_what_it_was(done: Path) -> None:
-    whole = (done / "dvc.lock").read_bytes()
-    ends = [place + 1 for place, byte in enumerate(whole) if byte == ord("\n")]
-    between = whole.index(b"  long:")
-    for length in sorted({*ends[:-1], *range(0, len(whole), 29)} - {between}):
-        (done / "dvc.lock").write_bytes(whole[:length])
-        said = mend(done)
-        assert (done / "dvc.lock").read_bytes() == whole, f"cut after {length} bytes: {whole[:length][-80:]!r}"
-        assert len(said) == 1, length
-        assert ("entries before" in said[0]) == (length > between)
+def repair(toy: Path) -> list[str]:
+    messages: list[str] = []
+    asyncio.run(repair_lockfile(toy, read_dag(toy), messages.append))
+    return messages
 
 
-def test_a_whole_lock_is_left_as_it_is_also_one_that_a_person_changed(done: Path) -> None:
-    lock, graph = done / "dvc.lock", done / "dvc.yaml"
-    whole = lock.read_text()
+def test_a_lock_truncated_at_any_byte_is_restored(finished_toy: Path) -> None:
+    complete = (finished_toy / "dvc.lock").read_bytes()
+    ends = [place + 1 for place, byte in enumerate(complete) if byte == ord("\n")]
+    between = complete.index(b"  long:")
+    for length in sorted({*ends[:-1], *range(0, len(complete), 29)} - {between}):
+        (finished_toy / "dvc.lock").write_bytes(complete[:length])
+        messages = repair(finished_toy)
+        assert (finished_toy / "dvc.lock").read_bytes() == complete, (
+            f"cut after {length} bytes: {complete[:length][-80:]!r}"
+        )
+        assert len(messages) == 1, length
+        assert ("entries before" in messages[0]) == (length > between)
+
+
+def test_a_complete_lock_is_not_changed_even_if_it_differs_from_the_commit(finished_toy: Path) -> None:
+    lock, graph = finished_toy / "dvc.lock", finished_toy / "dvc.yaml"
+    complete = lock.read_text()
     more = json.loads(graph.read_text())
     more["stages"]["long"]["outs"].append("more.txt")
-    for case, (text, stages) in enumerate(
+    for number, (text, stages) in enumerate(
         [
-            (whole, graph.read_text()),
-            (whole, json.dumps(more)),
-            (whole[: whole.index("  long:")], graph.read_text()),
+            (complete, graph.read_text()),
+            (complete, json.dumps(more)),
+            (complete[: complete.index("  long:")], graph.read_text()),
             (
-                whole.replace("  long:", "<<<<<<< HEAD\n  long:").replace("size: 1", "size: 1\n=======\n>>>>>>> x\n"),
+                complete.replace("  long:", "<<<<<<< HEAD\n  long:").replace(
+                    "size: 1", "size: 1\n=======\n>>>>>>> x\n"
+                ),
                 None,
             ),
         ]
     ):
         lock.write_text(text)
         graph.write_text(stages or graph.read_text())
-        assert mend(done) == [], case
+        assert repair(finished_toy) == [], number
         assert lock.read_text() == text
     lock.unlink()
-    assert mend(done) == []
+    assert repair(finished_toy) == []
     assert not lock.exists()
 
 
-def test_the_entries_before_the_cut_are_kept_as_they_are(done: Path) -> None:
-    set_text(done, "quick", "newer")
-    dvc(done, "repro", "-q")
-    text = (done / "dvc.lock").read_text()
-    (done / "dvc.lock").write_text(text[:-100])
-    assert mend(done) == [
-        f"dvc.lock ends in the middle of long: {HOW}; repaired: kept the entries before, took the others from the "
-        "last commit; what ran since is in DVC's run cache"
+def test_complete_entries_before_the_truncated_one_are_kept(finished_toy: Path) -> None:
+    set_text(finished_toy, "quick", "newer")
+    dvc(finished_toy, "repro", "-q")
+    text = (finished_toy / "dvc.lock").read_text()
+    (finished_toy / "dvc.lock").write_text(text[:-100])
+    assert repair(finished_toy) == [
+        f"dvc.lock ends in the middle of long: {CAUSE}; repaired: kept the entries before, took the others from the "
+        "last commit; DVC's run cache has what ran since"
     ]
-    assert entries(done)["quick"]["params"]["params.yaml"]["quick"]["text"] == "newer"
-    assert (done / "dvc.lock").read_text()[: text.index("  long:")] == text[: text.index("  long:")]
-    dvc(done, "repro", "-q")
-    assert (done / "dvc.lock").read_text() == text
+    assert entries(finished_toy)["quick"]["params"]["params.yaml"]["quick"]["text"] == "newer"
+    assert (finished_toy / "dvc.lock").read_text()[: text.index("  long:")] == text[: text.index("  long:")]
+    dvc(finished_toy, "repro", "-q")
+    assert (finished_toy / "dvc.lock").read_text() == text
 
 
-def test_a_stage_that_dvc_lock_has_lost_as_a_whole_is_named_in_the_plan(done: Path) -> None:
-    text = (done / "dvc.lock").read_text()
-    (done / "dvc.lock").write_text(text[: text.index("  long:")])
-    lines = flow(done, "--plan", api=NOWHERE).stdout.splitlines()
+def test_the_plan_names_a_stage_that_is_only_in_the_committed_lock(finished_toy: Path) -> None:
+    text = (finished_toy / "dvc.lock").read_text()
+    (finished_toy / "dvc.lock").write_text(text[: text.index("  long:")])
+    lines = flow(finished_toy, "--plan", api=NOWHERE).stdout.splitlines()
     assert lines == ["quick  up to date", "long   missing from dvc.lock, present in the last commit's"]
 
 
 @pytest.mark.parametrize("git", [True, False])
-def test_without_a_commit_that_has_it_one_line_says_how_and_that_works(done: Path, api: str, git: bool) -> None:
+def test_without_a_committed_lock_one_line_says_what_to_do(finished_toy: Path, api: str, git: bool) -> None:
     if git:
-        run(done, "git", "rm", "-q", "--cached", "dvc.lock")
-        run(done, "git", "commit", "-qm", "without")
+        run(finished_toy, "git", "rm", "-q", "--cached", "dvc.lock")
+        run(finished_toy, "git", "commit", "-qm", "without")
     else:
-        shutil.rmtree(done / ".git")
-        dvc(done, "config", "core.no_scm", "true")
-    (done / "dvc.lock").write_text("")
-    said = flow(done, api=api, status=1).stdout.strip()
-    assert said == (
-        f"dvc.lock is empty: {HOW}, and the last commit has no whole one: delete it and run again: "
+        shutil.rmtree(finished_toy / ".git")
+        dvc(finished_toy, "config", "core.no_scm", "true")
+    (finished_toy / "dvc.lock").write_text("")
+    expected = flow(finished_toy, api=api, status=1).stdout.strip()
+    assert expected == (
+        f"dvc.lock is empty: {CAUSE}, and the last commit has no complete one: delete it and run again: "
         "DVC's run cache brings back what ran here"
     )
-    assert (done / "dvc.lock").exists()
-    (done / "dvc.lock").unlink()
-    assert flow(done, api=api).stdout.count("Restored after") == 4  # each in its log and in the table
-    assert trace(done) == []
+    assert (finished_toy / "dvc.lock").exists()
+    (finished_toy / "dvc.lock").unlink()
+    assert flow(finished_toy, api=api).stdout.count("Restored after") == 4  # each in its log and in the table
+    assert read_trace(finished_toy) == []

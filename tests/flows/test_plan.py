@@ -1,4 +1,4 @@
-"""`--plan` says what would run and why, and runs nothing: no stage and no server."""
+"""`--plan` prints which stages would run and why, and starts no stage and no server."""
 
 import json
 import shutil
@@ -10,11 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 from repositories import commit, dvc, environment
-from toys import new_toy, trace
+from toys import new_toy, read_trace
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A toy after its first `dvc repro`. Copy it; do not change it."""
     folder = new_toy(tmp_path_factory.mktemp("ran") / "toy")
     dvc(folder, "repro")
@@ -23,22 +23,22 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def done(ran: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(ran, tmp_path / "a toy", symlinks=True))
+def finished_toy(template_toy: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(template_toy, tmp_path / "a toy", symlinks=True))
 
 
-def starting(project: Path, *words: str) -> subprocess.Popen[str]:
-    """`python -m flows.pipeline --plan WORDS` in the project, with no server set."""
+def plan_process(project: Path, *arguments: str) -> subprocess.Popen[str]:
+    """`python -m flows.pipeline --plan ARGUMENTS` in the project, with no server set."""
     env = {name: value for name, value in environment().items() if not name.startswith("PREFECT_")}
     env["PREFECT_HOME"] = str(project.parent / "prefect")
-    command = [sys.executable, "-m", "flows.pipeline", "--plan", *words]
+    command = [sys.executable, "-m", "flows.pipeline", "--plan", *arguments]
     return subprocess.Popen(command, cwd=project, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def plan(project: Path, *words: str) -> dict[str, str]:
-    """What it prints, by stage; it changes no file that git or DVC would know."""
+def plan(project: Path, *arguments: str) -> dict[str, str]:
+    """The reasons that it prints, by stage; checks that it changes no file."""
     before = snapshot(project)
-    with starting(project, *words) as process:
+    with plan_process(project, *arguments) as process:
         out, err = process.communicate()
     assert process.returncode == 0, out + err
     assert snapshot(project) == before
@@ -56,11 +56,11 @@ def snapshot(project: Path) -> dict[str, bytes]:
 
 def test_before_the_first_run_every_stage_never_ran_and_no_server_is_started(toy: Path) -> None:
     servers = []
-    with starting(toy) as process:
-        me = psutil.Process(process.pid)
+    with plan_process(toy) as process:
+        parent = psutil.Process(process.pid)
         while process.poll() is None:
             try:
-                servers += [child for child in me.children(recursive=True) if "uvicorn" in child.cmdline()]
+                servers += [child for child in parent.children(recursive=True) if "uvicorn" in child.cmdline()]
             except psutil.Error:
                 continue
         assert process.stdout is not None
@@ -71,20 +71,20 @@ def test_before_the_first_run_every_stage_never_ran_and_no_server_is_started(toy
     ]
     assert servers == []
     assert not list((toy.parent / "prefect").rglob("*.db*"))
-    assert trace(toy) == []
+    assert read_trace(toy) == []
     assert not (toy / "dvc.lock").exists()
 
 
-def test_after_a_run_every_stage_is_up_to_date_unless_forced(done: Path) -> None:
-    assert plan(done) == dict.fromkeys(("make", "left", "right", "join"), "up to date")
-    assert plan(done, "--force", "--from", "right") == {"right": "forced", "join": "forced"}
+def test_after_a_run_every_stage_is_up_to_date_unless_forced(finished_toy: Path) -> None:
+    assert plan(finished_toy) == dict.fromkeys(("make", "left", "right", "join"), "up to date")
+    assert plan(finished_toy, "--force", "--from", "right") == {"right": "forced", "join": "forced"}
 
 
-def test_it_says_why_each_stage_would_run_and_changes_nothing_itself(done: Path) -> None:
-    with (done / "stages" / "right.py").open("a") as source:
+def test_it_says_why_each_stage_would_run_and_changes_nothing_itself(finished_toy: Path) -> None:
+    with (finished_toy / "stages" / "right.py").open("a") as source:
         source.write("# another byte\n")
-    (done / "make.txt").unlink()
-    assert plan(done, "-S", "left.text=other") == {
+    (finished_toy / "make.txt").unlink()
+    assert plan(finished_toy, "-S", "left.text=other") == {
         "make": "outs make.txt deleted",
         "left": "params left.text left -> other",
         "right": "deps stages/right.py modified",
@@ -92,60 +92,60 @@ def test_it_says_why_each_stage_would_run_and_changes_nothing_itself(done: Path)
     }
 
 
-def test_a_param_that_was_changed_in_the_file_reads_as_one_that_will_be(done: Path) -> None:
-    params = json.loads((done / "params.yaml").read_text())
+def test_params_changed_in_the_file_and_by_a_flag_give_the_same_plan(finished_toy: Path) -> None:
+    params = json.loads((finished_toy / "params.yaml").read_text())
     params["left"] |= {"text": "other", "seconds": 1.5}
-    (done / "params.yaml").write_text(json.dumps(params))
-    assert plan(done, "--only", "left", "join") == {
+    (finished_toy / "params.yaml").write_text(json.dumps(params))
+    assert plan(finished_toy, "--only", "left", "join") == {
         "left": "params left.text left -> other, left.seconds 0.0 -> 1.5",
         "join": "after left",
     }
-    assert plan(done, "-S", "left.text=left", "-S", "left.seconds=0.0") == dict.fromkeys(
+    assert plan(finished_toy, "-S", "left.text=left", "-S", "left.seconds=0.0") == dict.fromkeys(
         ("make", "left", "right", "join"), "up to date"
     )
 
 
-def test_of_many_changes_the_first_are_named_and_the_others_counted(done: Path) -> None:
-    graph = json.loads((done / "dvc.yaml").read_text())
+def test_of_many_changes_three_are_named_and_the_others_counted(finished_toy: Path) -> None:
+    graph = json.loads((finished_toy / "dvc.yaml").read_text())
     graph["stages"]["left"]["params"].append("machine")
     graph["stages"]["join"]["cmd"] += " make.txt"
-    (done / "dvc.yaml").write_text(json.dumps(graph))
-    found = plan(done, "-S", "left.text=a", "-S", "left.seconds=1.0", "-S", "left.status=2")
-    assert found["left"] == ("params left.text left -> a, left.seconds 0.0 -> 1.0, left.status 0 -> 2 and 3 more")
-    assert found["join"] == "its command changed"
+    (finished_toy / "dvc.yaml").write_text(json.dumps(graph))
+    reasons = plan(finished_toy, "-S", "left.text=a", "-S", "left.seconds=1.0", "-S", "left.status=2")
+    assert reasons["left"] == ("params left.text left -> a, left.seconds 0.0 -> 1.0, left.status 0 -> 2 and 3 more")
+    assert reasons["join"] == "its command changed"
 
 
-def test_a_plan_of_what_is_not_there_is_one_line(done: Path) -> None:
-    with starting(done, "--only", "lift") as process:
+def test_an_unknown_stage_is_one_line(finished_toy: Path) -> None:
+    with plan_process(finished_toy, "--only", "lift") as process:
         out, err = process.communicate()
     assert process.returncode == 1
     assert (out, err) == ("", "pipeline: no stage 'lift' in dvc.yaml, which has make, left, right, join\n")
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "expected"),
     [
         (["--only"], "--only: name the stages to run; dvc.yaml has make, left, right, join"),
         (["--only", "--from", "left"], "--only: name the stages to run; dvc.yaml has make, left, right, join"),
-        (["--commit-to", "results"], "--plan looks at the project's folder and runs nothing: leave --where and"),
-        (["--where", "clone"], "--plan looks at the project's folder and runs nothing: leave --where and"),
+        (["--commit-to", "results"], "--plan reads the project's folder and runs nothing: leave --where and"),
+        (["--where", "clone"], "--plan reads the project's folder and runs nothing: leave --where and"),
     ],
     ids=str,
 )
-def test_what_a_plan_cannot_mean_is_one_line(done: Path, words: list[str], said: str) -> None:
-    with starting(done, *words) as process:
+def test_flags_that_a_plan_cannot_have_are_one_line(finished_toy: Path, arguments: list[str], expected: str) -> None:
+    with plan_process(finished_toy, *arguments) as process:
         out, err = process.communicate()
     assert (process.returncode, out, len(err.splitlines())) == (1, "", 1)
-    assert err.startswith(f"pipeline: {said}")
+    assert err.startswith(f"pipeline: {expected}")
 
 
-def test_a_folder_that_is_not_dvcs_is_one_line_and_no_wait(done: Path) -> None:
-    shutil.rmtree(done / ".dvc")
-    with starting(done) as process:
-        ending = threading.Timer(30, process.kill)
-        ending.start()
+def test_a_folder_without_dvc_is_one_line_at_once(finished_toy: Path) -> None:
+    shutil.rmtree(finished_toy / ".dvc")
+    with plan_process(finished_toy) as process:
+        timer = threading.Timer(30, process.kill)
+        timer.start()
         out, err = process.communicate()
-        ending.cancel()
+        timer.cancel()
     assert (process.returncode, out) == (1, "")
-    assert err == f"pipeline: {done}: not a DVC project: run `dvc init` in it, or a clone of the project\n"
-    assert not (done / ".dvc").exists()
+    assert err == f"pipeline: {finished_toy}: not a DVC project: run `dvc init` in it, or a clone of the project\n"
+    assert not (finished_toy / ".dvc").exists()

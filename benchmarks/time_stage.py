@@ -1,0 +1,42 @@
+"""Runs a stage's command as DVC would, and prints at the end how many seconds the stage function took.
+
+python benchmarks/time_stage.py IMPORTS STAGE FLAG...
+
+IMPORTS is a JSON file with the modules that the stage imports, which are imported first; it is written if it does not
+exist. STAGE `none` imports them and does nothing else.
+"""
+
+import contextlib
+import importlib
+import json
+import sys
+import time
+from pathlib import Path
+
+from cyclopts import App
+
+
+def import_modules(names: list[str]) -> None:
+    for name in names:
+        with contextlib.suppress(Exception):  # a module that only its own package can import
+            importlib.import_module(name)
+
+
+def main(imports: Path, name: str, flags: list[str]) -> None:
+    if imports.exists():
+        import_modules(json.loads(imports.read_text()))
+    if name == "none":
+        return
+    stage = getattr(importlib.import_module(f"stages.{name}"), name)
+    call, arguments, _ = App(default_command=stage).parse_args(flags)
+    start = time.perf_counter()
+    call(*arguments.args, **arguments.kwargs)
+    seconds = time.perf_counter() - start
+    if not imports.exists():
+        imports.write_text(json.dumps([module for module in sys.modules if module != "__main__"]))
+    print(json.dumps({"work": seconds}))
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path.cwd()))
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
