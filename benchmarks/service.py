@@ -63,7 +63,7 @@ def request(body: bytes, kind: str) -> bytes:
 
 @contextmanager
 def service(flags: list[str]) -> Iterator[int]:
-    command = [sys.executable, "-m", "lockstep.service.app", "--model", str(MODEL), "--port", "0", *flags]
+    command = [sys.executable, "-m", "lockstep", "serve", "--model", str(MODEL), "--port", "0", *flags]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         found = re.search(r":(\d+)/", process.stdout.readline())

@@ -66,11 +66,11 @@ class Service:
 
 @contextmanager
 def running(folder: Path, model: Path, *flags: str) -> Iterator[Service]:
-    """`python -m lockstep.service.app`, a process of its own, on a free port of loopback."""
+    """`python -m lockstep serve` in a process of its own, on a free port of loopback."""
     log = folder / "service.log"
     with log.open("wb") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "lockstep.service.app", "--model", str(model), "--port", "0", *flags],
+            [sys.executable, "-m", "lockstep", "serve", "--model", str(model), "--port", "0", *flags],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -105,16 +105,16 @@ def learn_handwriting(folder: Path) -> Path:
     from sklearn.datasets import load_digits
 
     from lockstep.metadata import ModelMetadata
-    from lockstep.preparation import like_mnist
+    from lockstep.preparation import prepare_like_mnist
     from stages.evaluate import evaluate
     from stages.export_onnx import export_onnx
     from stages.preprocess import preprocess
     from stages.train import train
     from stages.validate_parity import validate_parity
 
-    facts = ModelMetadata(tuple("0123456789"), 1, 28, 28, "mnist", "digits", {})
+    metadata = ModelMetadata(tuple("0123456789"), 1, 28, 28, "mnist", "digits", {})
     digits = load_digits()
-    images = np.stack([like_mnist(enlarged(image), facts)[0] for image in digits.images])
+    images = np.stack([prepare_like_mnist(enlarged(image), metadata)[0] for image in digits.images])
     raw = folder / "raw"
     raw.mkdir()
     for prefix, part in (("train", slice(0, 1600)), ("t10k", slice(1600, None))):

@@ -139,5 +139,5 @@ def test_a_picture_that_is_opened(page: Page, tmp_path: Path) -> None:
         found = page.tell("DOM.querySelector", nodeId=node, selector="#file")["nodeId"]
         page.tell("DOM.setFileInputFiles", nodeId=found, files=[str(tmp_path / name)])
         page.until(f"document.getElementById('label').textContent === '{wanted}'")
-    page.until("document.getElementById('said').textContent.includes('is not a whole picture')")
+    page.until("document.getElementById('said').textContent.includes('not a readable image')")
     page.complaints.clear()  # Chromium logs the 422

@@ -22,7 +22,7 @@ def folder(tested: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> Path:
 
 
 def command(made: Path, *words: str | Path, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
-    line = [sys.executable, "-m", "lockstep.predict", *map(str, words), "--model", str(made / "model.onnx")]
+    line = [sys.executable, "-m", "lockstep", "predict", *map(str, words), "--model", str(made / "model.onnx")]
     return subprocess.run(line, cwd=ROOT, input=stdin, capture_output=True, check=False)
 
 
@@ -66,14 +66,14 @@ def test_a_bad_file_is_a_line_and_the_rest_go_on(made: Path, folder: Path, tmp_p
     assert [row["file"] for row in rows(done)] == [str(folder / "0.png"), str(folder / "1.png")]
     lines = done.stderr.decode().splitlines()
     assert [line.split(": ")[0] for line in lines] == [str(each) for each in bad]
-    assert "is not a whole picture" in lines[0]
-    assert "no such file" in lines[1]
-    assert "has no picture in it" in lines[2]
+    assert "not a readable image" in lines[0]
+    assert "No such file" in lines[1]
+    assert "contains no image" in lines[2]
 
 
 def test_without_a_model_or_a_picture_nothing_is_begun(made: Path, folder: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "lockstep.predict", str(folder / "0.png"), "--model", "no.onnx"],
+        [sys.executable, "-m", "lockstep", "predict", str(folder / "0.png"), "--model", "no.onnx"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -84,12 +84,12 @@ def test_without_a_model_or_a_picture_nothing_is_begun(made: Path, folder: Path)
         "no.onnx: there is no such file; `dvc repro` or `dvc pull` makes data/model/model.onnx"
     ]
     assert command(made, "--top", "0", folder / "0.png").returncode == 2
-    assert command(made, stdin=b"").stderr == b"-: is empty\n"
+    assert command(made, stdin=b"").stderr == b"-: the file is empty\n"
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(made: Path, folder: Path) -> None:
     many = " ".join([str(folder / "0.png")] * 300)
-    shell = f"{sys.executable} -m lockstep.predict {many} --json --model {made / 'model.onnx'} | head -1"
+    shell = f"{sys.executable} -m lockstep predict {many} --json --model {made / 'model.onnx'} | head -1"
     done = subprocess.run(shell, shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
     assert len(done.stdout.splitlines()) == 1
     assert done.stderr == ""

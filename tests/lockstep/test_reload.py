@@ -21,8 +21,9 @@ from toys import flow, until
 from flows.dvc.params_file import set_param
 from lockstep import proof
 from lockstep.proof import Proof
-from lockstep.service.metrics import Counts
-from lockstep.service.reloader import ModelFiles, ModelReloader
+from lockstep.service.metrics import Metrics
+from lockstep.service.reloader import ModelReloader
+from lockstep.service.settings import ModelFiles, Settings
 from stages.proof.onnx_file import LOGITS
 
 Tested = tuple[np.ndarray, np.ndarray]
@@ -114,8 +115,13 @@ def reloads(service: Service) -> tuple[int, int, int]:
     lines = dict(
         line.rsplit(" ", 1) for line in service.ask("/metrics").content.decode().splitlines() if line[0] != "#"
     )
-    counted = [int(lines[f'lockstep_model_reloads_total{{result="{result}"}}']) for result in ("taken_up", "refused")]
-    return counted[0], counted[1], int(lines["lockstep_model_waiting"])
+    names = [f'lockstep_model_reloads_total{{result="{result}"}}' for result in ("taken_up", "refused")]
+    taken_up, refused, waiting = (int(float(lines[name])) for name in (*names, "lockstep_model_waiting"))
+    return taken_up, refused, waiting
+
+
+def refusals(reloader: ModelReloader) -> float | None:
+    return reloader.metrics.registry.get_sample_value("lockstep_model_reloads_total", {"result": "refused"})
 
 
 def other_than(former: list[str | None], said: str | None) -> str | None:
@@ -169,7 +175,7 @@ def test_a_run_that_replaces_the_files_one_by_one_is_waited_for_in_one_line(
     assert served.ask("/model").json["refused"] is None
     assert reloads(served) == (1, 0, 0)
     first, last = log(served)
-    assert f"waits: {said[0]}; {before[:12]} goes on to answer" in first
+    assert f"waiting for a complete model: {said[0]}; {before[:12]} still answers" in first
     assert "taken up" in last
 
 
@@ -214,7 +220,7 @@ def test_a_proof_that_is_wrong_is_refused_once_and_the_old_model_stays(
         "differs": "differs from its golden sample by ",
         "changed": "was changed after it was written",
         "half": "not a certificate",
-        "below": "accuracy 0.1 is below its floor",
+        "below": "accuracy 0.1 is below the required",
     }[case]
     if case == "differs":
         nudged(copied, copied, 0.5)
@@ -257,11 +263,11 @@ def test_who_insists_gets_any_model_that_can_be_run(copied: Path, tmp_path: Path
 
 def test_a_report_of_another_run_is_not_shown_as_the_models(copied: Path, made: Path, tmp_path: Path) -> None:
     report = Path(shutil.copyfile(made / "evaluate.json", tmp_path / "evaluate.json"))
-    current = ModelReloader(ModelFiles(copied, Proof.next_to(copied), report), 1, 1_000_000, Counts())
+    reloader = ModelReloader(Settings(ModelFiles(copied, Proof.next_to(copied), report)), Metrics())
     content = json.loads(report.read_text())
-    assert current.about()["metrics"] == content
+    assert reloader.describe()["metrics"] == content
     report.write_text(json.dumps({**content, "accuracy": 0.2}))
-    assert current.about()["metrics"] is None
+    assert reloader.describe()["metrics"] is None
 
 
 # Torn reads.
@@ -271,7 +277,7 @@ def test_files_that_are_replaced_while_they_are_read_are_never_mixed(copied: Pat
     """Two models take turns, a file at a time, as fast as can be."""
     former = Path(shutil.copytree(copied.parent, tmp_path / "former"))
     known = {sha256(folder / "model.onnx"): (folder / "certificate.json").read_text() for folder in (former, other)}
-    current = ModelReloader(ModelFiles(copied, Proof.next_to(copied), None), 1, 1_000_000, Counts())
+    reloader = ModelReloader(Settings(ModelFiles(copied, Proof.next_to(copied), None)), Metrics())
     stop, seen = threading.Event(), set()
 
     def take_turns() -> None:
@@ -284,25 +290,25 @@ def test_files_that_are_replaced_while_they_are_read_are_never_mixed(copied: Pat
     try:
         until = time.monotonic() + 3
         while time.monotonic() < until:
-            current.take_up()
-            about = current.about()
+            reloader.reload()
+            about = reloader.describe()
             assert about["certificate"] == json.loads(known[about["sha256"]])
             seen.add((about["sha256"], about["refused"] is None))
     finally:
         stop.set()
         thread.join()
     assert {refused for _, refused in seen} == {True, False}, "it was never torn"
-    assert current.counts.reloads["refused"] == 0, "a file was read twice"
-    current.take_up()
-    assert (current.refused, current.classifier.sha256) == (None, sha256(copied))
+    assert refusals(reloader) == 0, "a file was read twice"
+    reloader.reload()
+    assert (reloader.refusal, reloader.classifier.sha256) == (None, sha256(copied))
 
 
 @pytest.mark.parametrize("after", NAMES)
 def test_a_set_that_is_replaced_between_two_reads_waits_for_the_next_look(
     after: str, copied: Path, other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    current = ModelReloader(ModelFiles(copied, Proof.next_to(copied), None), 1, 1_000_000, Counts())
-    before, stamp = current.classifier, current.files.stamp()
+    reloader = ModelReloader(Settings(ModelFiles(copied, Proof.next_to(copied), None)), Metrics())
+    before, stamp = reloader.classifier, reloader.files.signature()
     whole = proof.read_file
 
     def torn(path: Path, missing: str) -> bytes:
@@ -313,15 +319,15 @@ def test_a_set_that_is_replaced_between_two_reads_waits_for_the_next_look(
 
     monkeypatch.setattr("lockstep.proof.read_file", torn)
     monkeypatch.setattr("lockstep.classifier.read_file", torn)
-    current.take_up()
-    assert current.classifier.sha256 == before.sha256
-    assert current.counts.waiting is (after != NAMES[-1])
-    assert (current.refused is None) is (after == NAMES[-1])
-    assert current.counts.reloads["refused"] == 0, "a file was read twice"
-    assert current.files.stamp() != stamp, "the next look would not see it"
+    reloader.reload()
+    assert reloader.classifier.sha256 == before.sha256
+    assert reloader.is_waiting is (after != NAMES[-1])
+    assert (reloader.refusal is None) is (after == NAMES[-1])
+    assert refusals(reloader) == 0, "a file was read twice"
+    assert reloader.files.signature() != stamp, "the next look would not see it"
     monkeypatch.undo()
-    current.take_up()
-    assert (current.refused, current.classifier.sha256) == (None, sha256(other / "model.onnx"))
+    reloader.reload()
+    assert (reloader.refusal, reloader.classifier.sha256) == (None, sha256(other / "model.onnx"))
 
 
 def test_a_file_of_the_same_size_and_date_is_seen(copied: Path, tmp_path: Path) -> None:
@@ -330,11 +336,11 @@ def test_a_file_of_the_same_size_and_date_is_seen(copied: Path, tmp_path: Path) 
     for name in NAMES:
         path = copied.with_name(name)
         os.utime(path, (0, 0))
-        before = files.stamp()
+        before = files.signature()
         time.sleep(0.02)
         path.write_bytes(path.read_bytes())
         os.utime(path, (0, 0))
-        assert files.stamp() != before
+        assert files.signature() != before
 
 
 # Real runs that fail at their gates.

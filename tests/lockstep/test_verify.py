@@ -14,20 +14,20 @@ import pytest
 from conftest import ROOT
 from served import certify, sha256
 
-from lockstep import verify
 from lockstep.certificate import read_certificate
+from lockstep.cli import main
 from lockstep.errors import LockstepError
 
 
 def verified(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, str, str]:
     """The exit status, and what was said."""
     capsys.readouterr()
-    status = verify.main([str(word) for word in words])
+    status = main(["verify", *map(str, words)])
     return status, *capsys.readouterr()
 
 
 def test_what_was_proven_is_said_in_a_few_lines(made: Path) -> None:
-    command = [sys.executable, "-m", "lockstep.verify", str(made / "model.onnx")]
+    command = [sys.executable, "-m", "lockstep", "verify", str(made / "model.onnx")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines()[1:])
@@ -36,8 +36,8 @@ def test_what_was_proven_is_said_in_a_few_lines(made: Path) -> None:
     for name, file in (("model", "model.onnx"), ("weights", "weights.safetensors"), ("golden", "golden.json")):
         assert lines[name] == sha256(made / file)
     quality = json.loads((made / "evaluate.json").read_text())
-    assert f"{quality['accuracy']:.4f} ({quality['accuracy_low']:.4f} to" in lines["accuracy"]
-    assert "at least 0.97 was asked for, on 200 test images of mnist" in lines["accuracy"]
+    assert f"{quality['accuracy']:.4f} (95 % interval {quality['accuracy_low']:.4f} to" in lines["accuracy"]
+    assert "200 test images of mnist, required: 0.97" in lines["accuracy"]
     assert "within 0.0001 in 16 configurations" in lines["parity"]
     assert f"ONNX Runtime {onnxruntime.__version__}" in lines["replay"]
 
@@ -112,7 +112,7 @@ def test_a_model_of_another_run_is_found_by_its_metadata(copied: Path, capsys: p
         certify(copied)
         status, _, err = verified(capsys, copied)
         assert status == 1
-        assert f"its metadata {key} is 'other' where its certificate has " in err
+        assert f"its metadata {key} is 'other', its certificate has " in err
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "golden.json", "certificate.json"])
@@ -141,22 +141,22 @@ def test_golden_sample_and_certificate_may_lie_elsewhere(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"format": 2}, "format 2, where 1 is known"),
+        ({"format": 2}, "format 2; this version knows 1"),
         ({"format": True}, "format True"),
         ({"weights_sha256": "ab"}, "its weights_sha256 is 'ab', not 64 hexadecimal digits"),
         ({"weights_sha256": "A" * 64}, "not 64 hexadecimal digits"),
-        ({"weights_sha256": 1}, "its weights_sha256 is 1, no str"),
+        ({"weights_sha256": 1}, "its weights_sha256 is 1, not of type str"),
         ({"dataset__origin": None}, "it lacks 'origin'"),
-        ({"dataset": "mnist"}, "its dataset is no object"),
+        ({"dataset": "mnist"}, "its dataset is not an object"),
         ({"quality": None}, "it lacks 'quality'"),
-        ({"quality__images": 1.5}, "its images is 1.5, no int"),
-        ({"quality__accuracy": "1"}, "its accuracy is '1', no number"),
+        ({"quality__images": 1.5}, "its images is 1.5, not of type int"),
+        ({"quality__accuracy": "1"}, "its accuracy is '1', not of type float"),
         ({"quality__accuracy": float("nan")}, "its accuracy is nan"),
-        ({"quality__accuracy": True}, "its accuracy is True, no number"),
-        ({"quality__accuracy": 0.5}, "accuracy 0.5 is below its floor of 0.97"),
+        ({"quality__accuracy": True}, "its accuracy is True, not of type float"),
+        ({"quality__accuracy": 0.5}, "accuracy 0.5 is below the required 0.97"),
         ({"parity__atol": float("inf")}, "its atol is inf"),
         ({"parity__configurations": -1}, "its configurations is -1"),
-        ({"environment": []}, "its environment is no object"),
+        ({"environment": []}, "its environment is not an object"),
     ],
 )
 def test_a_certificate_that_is_none_is_refused_although_its_hash_is_right(
