@@ -87,10 +87,10 @@ def test_strokes_that_draw_a_digit_give_its_label(page: Page, label: str, stroke
     for points in strokes:
         stroke(page, points)
     says(page, label)
-    shares = page.value("[...document.querySelectorAll('#bars .share')].map(one => parseFloat(one.textContent))")
+    shares = page.value("[...document.querySelectorAll('#bars .probability')].map(one => parseFloat(one.textContent))")
     assert sum(shares) == pytest.approx(100, abs=1)
     assert shares[int(label)] == max(shares)
-    seen = page.value("Array.from(document.getElementById('seen').getContext('2d').getImageData(0, 0, 28, 28).data)")
+    seen = page.value("Array.from(document.getElementById('input').getContext('2d').getImageData(0, 0, 28, 28).data)")
     grey = np.array(seen).reshape(28, 28, 4)[:, :, 0]
     rows, columns = np.nonzero(grey > 40)
     assert 18 <= max(np.ptp(rows), np.ptp(columns)) + 1 <= 20
@@ -139,5 +139,5 @@ def test_a_picture_that_is_opened(page: Page, tmp_path: Path) -> None:
         found = page.tell("DOM.querySelector", nodeId=node, selector="#file")["nodeId"]
         page.tell("DOM.setFileInputFiles", nodeId=found, files=[str(tmp_path / name)])
         page.until(f"document.getElementById('label').textContent === '{wanted}'")
-    page.until("document.getElementById('said').textContent.includes('not a readable image')")
+    page.until("document.getElementById('message').textContent.includes('not a readable image')")
     page.complaints.clear()  # Chromium logs the 422
