@@ -49,8 +49,8 @@ def format_lines(certificate: Certificate, replay: GoldenReplay) -> list[str]:
         f"weights      {hashes.weights_sha256}",
         f"golden       {hashes.golden_sha256}",
         f"certificate  {hashes.sha256}",
-        f"accuracy     {quality.accuracy:.4f} (95 % interval {quality.accuracy_low:.4f} to {quality.accuracy_high:.4f}) "
-        f"on {quality.images} test images of {certificate.dataset.name}, required: {quality.min_accuracy:g}",
+        f"accuracy     {quality.accuracy:.4f} (95 % interval {quality.accuracy_low:.4f} to {quality.accuracy_high:.4f})"
+        f" on {quality.images} test images of {certificate.dataset.name}, required: {quality.min_accuracy:g}",
         f"parity       equal to the trained network within {parity.atol:g} in {parity.configurations} configurations "
         f"on {parity.images} test images; labels equal unless two logits differ by less than {parity.margin:g}",
         f"replay       {replay.images} golden images reproduced here within {replay.difference:.2g} (allowed: "

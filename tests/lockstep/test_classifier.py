@@ -197,7 +197,7 @@ def test_library_and_command_import_nothing_but_onnxruntime_numpy_and_pillow(mad
     (tmp_path / "x.png").write_bytes(png(np.eye(28) > 0))
     program = f"""
 import json, sys
-from lockstep.cli import main
+from lockstep.__main__ import main
 assert main(["verify", {str(made / "model.onnx")!r}]) == 0
 main(["predict", {str(tmp_path / "x.png")!r}, "--model", {str(made / "model.onnx")!r}])
 print(json.dumps(sorted({{name.split(".")[0] for name in sys.modules}})))

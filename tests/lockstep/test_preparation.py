@@ -7,8 +7,7 @@ import pytest
 from PIL import Image, ImageDraw
 from served import enlarged
 
-from benchmarks.pictures import HARD, accuracy, rendered
-from benchmarks.pictures import made as hard
+from benchmarks.pictures import DISTORTIONS, distort_digits, measure_accuracy, render_fonts
 from lockstep import Classifier, ImageError
 
 ALIKE = 12  # of 255, the mean difference of two pictures of one seven; other digits are 18 and more from it
@@ -123,11 +122,11 @@ def test_hard_pictures_of_handwriting_are_read(handwritten: Path) -> None:
     classifier = Classifier(handwritten)
     images = np.stack([np.asarray(enlarged(image).resize((28, 28))) for image in digits.images[1600:]])
     labels = digits.target[1600:]
-    reached = {kind: accuracy(classifier, hard(kind, images, labels)) for kind in HARD}
-    assert min(reached.values()) > 0.85, reached
+    accuracies = {kind: measure_accuracy(classifier, distort_digits(kind, images, labels)) for kind in DISTORTIONS}
+    assert min(accuracies.values()) > 0.85, accuracies
 
 
 @pytest.mark.slow
 @pytest.mark.ci
 def test_printed_digits_are_read_for_the_most_part(handwritten: Path) -> None:
-    assert accuracy(Classifier(handwritten), rendered((60,))) > 0.6
+    assert measure_accuracy(Classifier(handwritten), render_fonts((60,))) > 0.6

@@ -14,8 +14,8 @@ import pytest
 from conftest import ROOT
 from served import certify, sha256
 
+from lockstep.__main__ import main
 from lockstep.certificate import read_certificate
-from lockstep.cli import main
 from lockstep.errors import LockstepError
 
 
