@@ -114,14 +114,9 @@ class Classifier:
                 return self.predict_pixels(to_uint8(images).reshape(-1, *shape))
             if images.ndim == 4:
                 images = list(images)
-        if not isinstance(images, (str, Path, bytes, Image.Image, np.ndarray)):
-            return self.predict_pixels(self._prepare_batch(list(images)))
-        try:
-            return self.predict_pixels(self.prepare(images)[None])[0]
-        except ImageError as error:
-            if isinstance(images, (str, Path)):
-                raise ImageError(f"{images}: {error}") from None
-            raise
+        if isinstance(images, (str, Path, bytes, Image.Image, np.ndarray)):
+            return self.predict_pixels(self._prepare_batch([images]))[0]
+        return self.predict_pixels(self._prepare_batch(list(images)))
 
     def prepare(self, image: ImageLike) -> Pixels:
         """The network's input for one image: uint8[channels, height, width]."""
@@ -156,8 +151,8 @@ class Classifier:
             try:
                 prepared.append(self.prepare(image))
             except ImageError as error:
-                name = f" ({image})" if isinstance(image, (str, Path)) else ""
-                raise ImageError(f"image {index}{name}: {error}") from None
+                name = image if isinstance(image, (str, Path)) else f"image {index}"
+                raise ImageError(f"{name}: {error}") from None
         return np.stack(prepared) if prepared else np.empty((0, *self.metadata.shape), np.uint8)
 
 

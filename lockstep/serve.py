@@ -98,14 +98,10 @@ def run(args: argparse.Namespace) -> int:
 
 def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio sets TCP_NODELAY only on sockets that name their protocol.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(1024)
+        listener = socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
-        listener.close()
         reason = error.strerror or error
         raise LockstepError(f"cannot listen at {host}:{port}: {reason}; choose another --port or --host") from None
-    return listener
+    # asyncio sets TCP_NODELAY only on sockets that name their protocol.
+    return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, listener.detach())

@@ -8,6 +8,7 @@ from typing import Any
 
 from lockstep.classifier import Classifier
 from lockstep.errors import FileMissingError, HashMismatchError, LockstepError
+from lockstep.proof import read_file
 from lockstep.service.metrics import Metrics
 from lockstep.service.settings import Settings
 
@@ -101,9 +102,7 @@ class ModelReloader:
 
 def read_report(path: Path) -> dict[str, Any]:
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise LockstepError(f"{path}: cannot be read: {error.strerror}") from None
+        report = json.loads(read_file(path, "the stage evaluate writes it"))
     except ValueError as error:
         raise LockstepError(f"{path}: not a report: {error}") from None
     if not isinstance(report, dict):

@@ -239,7 +239,7 @@ def test_what_cannot_be_begun_is_said_in_a_line(made: Path, service: Service, co
         ((*model, "--certificate", "no.json"), "no.json: there is no such file"),
         ((*model, "--golden", str(made / "evaluate.json")), "does not certify"),
         (("--model", "."), "cannot be read"),
-        ((*model, "--report", "no.json"), "no.json: cannot be read"),
+        ((*model, "--report", "no.json"), "no.json: there is no such file; the stage evaluate writes it"),
     ]
     copied.with_name("certificate.json").unlink()
     cases.append(
