@@ -29,21 +29,23 @@ def classifier(made: Path) -> Classifier:
 def test_arrays_of_the_networks_size_are_its_input_without_preparation(classifier: Classifier, tested: Tested) -> None:
     images, labels = tested
     predictions = classifier.predict(images)
-    assert [int(one.label) for one in predictions] == labels.tolist()
+    assert [int(prediction.label) for prediction in predictions] == labels.tolist()
     assert classifier.predict(images[:, 0]) == predictions
-    for one in (images[3, 0], images[3, 0] / 255.0, images[3, 0].astype(np.int64)):
-        assert classifier.predict(one) == predictions[3]
+    for prediction in (images[3, 0], images[3, 0] / 255.0, images[3, 0].astype(np.int64)):
+        assert classifier.predict(prediction) == predictions[3]
     assert classifier.predict(images[3]) == classifier.predict(images[3:4]) == [predictions[3]]
 
 
 def test_a_prediction_has_label_probability_and_all_probabilities(classifier: Classifier, tested: Tested) -> None:
-    one = classifier.predict(tested[0][0, 0])
-    assert isinstance(one, Prediction)
-    assert list(one.probabilities) == list("0123456789")
-    assert one.probability == one.probabilities[one.label] == max(one.probabilities.values())
-    assert sum(one.probabilities.values()) == pytest.approx(1, abs=1e-5)
-    assert one.top(3)[0] == (one.label, one.probability)
-    assert len(one.top(3)) == 3
+    prediction = classifier.predict(tested[0][0, 0])
+    assert isinstance(prediction, Prediction)
+    assert list(prediction.probabilities) == list("0123456789")
+    assert (
+        prediction.probability == prediction.probabilities[prediction.label] == max(prediction.probabilities.values())
+    )
+    assert sum(prediction.probabilities.values()) == pytest.approx(1, abs=1e-5)
+    assert prediction.top(3)[0] == (prediction.label, prediction.probability)
+    assert len(prediction.top(3)) == 3
 
 
 def test_paths_bytes_pil_images_and_arrays_give_the_same_prediction(
@@ -52,25 +54,25 @@ def test_paths_bytes_pil_images_and_arrays_give_the_same_prediction(
     large = Image.fromarray(tested[0][5, 0]).resize((90, 90))
     (tmp_path / "one.png").write_bytes(png_bytes(large))
     forms = [tmp_path / "one.png", str(tmp_path / "one.png"), png_bytes(large), large, np.asarray(large)]
-    one = classifier.predict(forms[0])
-    assert [classifier.predict(each) for each in forms] == [one] * 5
-    assert classifier.predict(forms) == [one] * 5
-    assert classifier.predict(np.stack([np.asarray(large)[..., None]] * 2)) == [one] * 2
+    prediction = classifier.predict(forms[0])
+    assert [classifier.predict(form) for form in forms] == [prediction] * 5
+    assert classifier.predict(forms) == [prediction] * 5
+    assert classifier.predict(np.stack([np.asarray(large)[..., None]] * 2)) == [prediction] * 2
 
 
 def test_the_batch_size_does_not_change_predictions(made: Path, tested: Tested) -> None:
-    small = Classifier(made / "model.onnx", batch_size=7, tuned_for="throughput").predict(tested[0])
-    for one, other in zip(small, Classifier(made / "model.onnx").predict(tested[0]), strict=True):
-        assert one.label == other.label
-        assert one.probability == pytest.approx(other.probability, abs=1e-5)
+    predictions = Classifier(made / "model.onnx", batch_size=7, tuned_for="throughput").predict(tested[0])
+    for prediction, expected in zip(predictions, Classifier(made / "model.onnx").predict(tested[0]), strict=True):
+        assert prediction.label == expected.label
+        assert prediction.probability == pytest.approx(expected.probability, abs=1e-5)
     assert Classifier(made / "model.onnx").predict([]) == []
 
 
 def test_threads_can_share_a_classifier(classifier: Classifier, tested: Tested) -> None:
     images = tested[0][:, 0]
-    alone = [classifier.predict(image) for image in images]
+    expected = [classifier.predict(image) for image in images]
     with ThreadPoolExecutor(8) as threads:
-        assert list(threads.map(classifier.predict, list(images) * 3)) == alone * 3
+        assert list(threads.map(classifier.predict, list(images) * 3)) == expected * 3
 
 
 @pytest.mark.parametrize(
@@ -155,13 +157,13 @@ def test_a_proven_model_has_its_certificate_and_an_unproven_one_is_refused(
         with pytest.raises(LockstepError, match=f"{name}: there is no such file; .*`dvc repro`"):
             Classifier(copied, proven=True)
         shutil.copyfile(made / name, copied.with_name(name))
-    alone = Path(shutil.copyfile(copied, tmp_path / "alone.onnx"))
-    assert Classifier(alone, proven=proof).certificate == classifier.certificate
+    expected = Path(shutil.copyfile(copied, tmp_path / "alone.onnx"))
+    assert Classifier(expected, proven=proof).certificate == classifier.certificate
     with pytest.raises(LockstepError, match="there is no such file"):
-        Classifier(alone, proven=True)
-    alone.write_bytes(alone.read_bytes() + b"\0")
+        Classifier(expected, proven=True)
+    expected.write_bytes(expected.read_bytes() + b"\0")
     with pytest.raises(LockstepError, match=r"certificate.json: does not certify .*alone.onnx"):
-        Classifier(alone, proven=proof)
+        Classifier(expected, proven=proof)
 
 
 BROKEN_GOLDEN = [
@@ -202,6 +204,6 @@ main(["predict", {str(tmp_path / "x.png")!r}, "--model", {str(made / "model.onnx
 print(json.dumps(sorted({{name.split(".")[0] for name in sys.modules}})))
 """
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    found = set(json.loads(result.stdout.splitlines()[-1]))
-    assert {"numpy", "onnxruntime", "PIL"} <= found
-    assert not found & {"torch", "onnx", "stages", "flows", "fastapi", "pydantic", "starlette", "sklearn", "scipy"}
+    imported = set(json.loads(result.stdout.splitlines()[-1]))
+    assert {"numpy", "onnxruntime", "PIL"} <= imported
+    assert not imported & {"torch", "onnx", "stages", "flows", "fastapi", "pydantic", "starlette", "sklearn", "scipy"}

@@ -32,8 +32,8 @@ def digit_service(handwritten: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    with Chromium(tmp_path_factory.mktemp("chromium") / "profile") as one:
-        yield one
+    with Chromium(tmp_path_factory.mktemp("chromium") / "profile") as chromium:
+        yield chromium
 
 
 @pytest.fixture
@@ -51,28 +51,29 @@ def open_page(digit_service: Service, chromium: Chromium) -> Page:
 
 
 def canvas_box(page: Page) -> tuple[float, float, float]:
+    """Left, top and side."""
     box = page.evaluate("JSON.stringify(document.getElementById('draw').getBoundingClientRect())")
-    found = json.loads(box)
-    return found["x"], found["y"], found["width"]
+    x, y, width = (json.loads(box)[key] for key in ("x", "y", "width"))
+    return x, y, width
 
 
 def draw_stroke(page: Page, points: Stroke, finger: bool = False) -> None:
     x, y, side = canvas_box(page)
-    fine = [
+    path = [
         (x + side * (a[0] + (b[0] - a[0]) * part / 6), y + side * (a[1] + (b[1] - a[1]) * part / 6))
         for a, b in pairwise(points)
         for part in range(7)
     ]
     if finger:
-        page.send_touch("touchStart", fine[0])
-        for point in fine[1:]:
+        page.send_touch("touchStart", path[0])
+        for point in path[1:]:
             page.send_touch("touchMove", point)
         page.send_touch("touchEnd")
         return
-    page.send_mouse("mousePressed", *fine[0])
-    for point in fine[1:]:
+    page.send_mouse("mousePressed", *path[0])
+    for point in path[1:]:
         page.send_mouse("mouseMoved", *point)
-    page.send_mouse("mouseReleased", *fine[-1])
+    page.send_mouse("mouseReleased", *path[-1])
 
 
 def wait_for_label(page: Page, label: str) -> None:
@@ -88,7 +89,7 @@ def test_strokes_that_draw_a_digit_give_its_label(page: Page, label: str, stroke
         draw_stroke(page, points)
     wait_for_label(page, label)
     probabilities = page.evaluate(
-        "[...document.querySelectorAll('#bars .probability')].map(one => parseFloat(one.textContent))"
+        "[...document.querySelectorAll('#bars .probability')].map(bar => parseFloat(bar.textContent))"
     )
     assert sum(probabilities) == pytest.approx(100, abs=1)
     assert probabilities[int(label)] == max(probabilities)
@@ -134,14 +135,14 @@ def test_the_keyboard_draws_and_clears(page: Page) -> None:
 
 
 def test_an_image_file_is_opened(page: Page, tmp_path: Path) -> None:
-    picture = Image.new("RGB", (640, 480), "#e9e2d0")
-    ImageDraw.Draw(picture).line([(180, 100), (400, 95), (270, 400)], fill="#27324f", width=26, joint="curve")
-    (tmp_path / "seven.png").write_bytes(png_bytes(picture))
+    image = Image.new("RGB", (640, 480), "#e9e2d0")
+    ImageDraw.Draw(image).line([(180, 100), (400, 95), (270, 400)], fill="#27324f", width=26, joint="curve")
+    (tmp_path / "seven.png").write_bytes(png_bytes(image))
     (tmp_path / "none.png").write_bytes(b"no picture")
-    for name, wanted in (("seven.png", "7"), ("none.png", "?")):
+    for name, label in (("seven.png", "7"), ("none.png", "?")):
         node = page.send("DOM.getDocument")["root"]["nodeId"]
-        found = page.send("DOM.querySelector", nodeId=node, selector="#file")["nodeId"]
-        page.send("DOM.setFileInputFiles", nodeId=found, files=[str(tmp_path / name)])
-        page.wait_until(f"document.getElementById('label').textContent === '{wanted}'")
+        file_input = page.send("DOM.querySelector", nodeId=node, selector="#file")["nodeId"]
+        page.send("DOM.setFileInputFiles", nodeId=file_input, files=[str(tmp_path / name)])
+        page.wait_until(f"document.getElementById('label').textContent === '{label}'")
     page.wait_until("document.getElementById('message').textContent.includes('not a readable image')")
     page.errors.clear()  # Chromium logs the 422

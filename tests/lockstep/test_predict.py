@@ -14,16 +14,16 @@ from PIL import Image
 @pytest.fixture
 def images(tested: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> Path:
     for index in range(3):
-        inside = tmp_path / "pictures" / ("deep" if index == 2 else "")
-        inside.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(tested[0][index, 0]).resize((84, 84)).save(inside / f"{index}.png")
-    (tmp_path / "pictures" / "notes.txt").write_text("no picture")
-    return tmp_path / "pictures"
+        subfolder = tmp_path / "images" / ("deep" if index == 2 else "")
+        subfolder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(tested[0][index, 0]).resize((84, 84)).save(subfolder / f"{index}.png")
+    (tmp_path / "images" / "notes.txt").write_text("not an image")
+    return tmp_path / "images"
 
 
 def run_predict(made: Path, *arguments: str | Path, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
-    line = [sys.executable, "-m", "lockstep", "predict", *map(str, arguments), "--model", str(made / "model.onnx")]
-    return subprocess.run(line, cwd=ROOT, input=stdin, capture_output=True, check=False)
+    command = [sys.executable, "-m", "lockstep", "predict", *map(str, arguments), "--model", str(made / "model.onnx")]
+    return subprocess.run(command, cwd=ROOT, input=stdin, capture_output=True, check=False)
 
 
 def parse_rows(result: subprocess.CompletedProcess[bytes]) -> list[dict]:
@@ -65,7 +65,7 @@ def test_a_bad_file_is_one_line_and_the_others_are_classified(made: Path, images
     assert result.returncode == 1
     assert [row["file"] for row in parse_rows(result)] == [str(images / "0.png"), str(images / "1.png")]
     lines = result.stderr.decode().splitlines()
-    assert [line.split(": ")[0] for line in lines] == [str(each) for each in bad_sources]
+    assert [line.split(": ")[0] for line in lines] == [str(source) for source in bad_sources]
     assert "not a readable image" in lines[0]
     assert "No such file" in lines[1]
     assert "contains no image" in lines[2]

@@ -31,15 +31,15 @@ NAMES = ("model.onnx", "golden.json", "certificate.json")
 
 
 def change_bias(model: Path, to: Path, amount: float) -> None:
-    """Another model: a bias is larger by the amount."""
+    """Write another model to the path: the biases of the last layer are larger by the amount."""
     proto = onnx.load(model)
-    bias = next(one for one in proto.graph.initializer if list(one.dims) == [10])
+    bias = next(tensor for tensor in proto.graph.initializer if list(tensor.dims) == [10])
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(amount), bias.name))
     to.write_bytes(proto.SerializeToString())
 
 
 def write_golden(model: Path) -> None:
-    """Write the golden sample of the model as it is now beside it."""
+    """Write golden.json of the current model beside it."""
     import onnxruntime
 
     path = model.with_name("golden.json")
@@ -63,11 +63,11 @@ def other_model(copied: Path, tmp_path: Path) -> Path:
 
 
 def replace(to: Path, source: Path, *names: str) -> None:
-    """As the stages do: written beside their place, and renamed into it."""
+    """Write a temporary file and rename it, as the stages do."""
     for name in names:
-        beside = to / f".{name}.partial"
-        shutil.copyfile(source / name, beside)
-        beside.replace(to / name)
+        tmp = to / f".{name}.partial"
+        shutil.copyfile(source / name, tmp)
+        tmp.replace(to / name)
 
 
 @pytest.fixture
@@ -79,12 +79,12 @@ def service(copied: Path, tmp_path: Path) -> Iterator[Service]:
 @dataclass
 class Client:
     statuses: set[int] = field(default_factory=set)
-    models: list[str] = field(default_factory=list)  # that answered, each once in a row
+    models: list[str] = field(default_factory=list)  # that answered, without repetitions
 
 
 @contextmanager
 def send_requests(service: Service, tested: Tested, threads: int = 4, pause: float = 0.0) -> Iterator[Client]:
-    """Requests all the while, from several threads; none fails."""
+    """Send requests from several threads during the block; none may fail."""
     client, stop = Client(), threading.Event()
 
     def send_until_stopped() -> None:
@@ -98,20 +98,20 @@ def send_requests(service: Service, tested: Tested, threads: int = 4, pause: flo
             if response.status == 200 and client.models[-1:] != [response.json["model"]]:
                 client.models.append(response.json["model"])
 
-    running = [threading.Thread(target=send_until_stopped) for _ in range(threads)]
-    for thread in running:
+    workers = [threading.Thread(target=send_until_stopped) for _ in range(threads)]
+    for thread in workers:
         thread.start()
     try:
         yield client
     finally:
         stop.set()
-        for thread in running:
+        for thread in workers:
             thread.join()
     assert client.statuses == {200}
 
 
 def read_reloads(service: Service) -> tuple[int, int, int]:
-    """Taken up, refused, and whether it waits."""
+    """Models taken up, models refused, and 1 if the service waits for files."""
     lines = dict(
         line.rsplit(" ", 1) for line in service.request("/metrics").content.decode().splitlines() if line[0] != "#"
     )
@@ -124,8 +124,8 @@ def count_refusals(reloader: ModelReloader) -> float | None:
     return reloader.metrics.registry.get_sample_value("lockstep_model_reloads_total", {"result": "refused"})
 
 
-def new_message(previous: list[str | None], message: str | None) -> str | None:
-    return None if message == previous[-1] else message
+def new_message(previous_messages: list[str | None], message: str | None) -> str | None:
+    return None if message == previous_messages[-1] else message
 
 
 def log_lines(service: Service) -> list[str]:
@@ -152,9 +152,9 @@ def test_a_proven_model_is_loaded_and_no_request_fails(
 def test_a_run_that_replaces_the_files_one_by_one_is_waited_for(
     copied: Path, other_model: Path, service: Service, tested: Tested
 ) -> None:
-    """As DVC and the stages do it: outputs are removed before the stage that makes them, and some time passes."""
+    """As DVC does: outputs are removed before their stage runs, and time passes."""
     before = service.request("/model").json["sha256"]
-    message = []
+    messages: list[str] = []
     with send_requests(service, tested, 1, 0.05):
         for remove, make in (("model.onnx", ""), ("golden.json", "model.onnx"), ("", "golden.json"),
                              ("certificate.json", "")):  # fmt: skip
@@ -162,20 +162,22 @@ def test_a_run_that_replaces_the_files_one_by_one_is_waited_for(
                 (copied.parent / remove).unlink()
             if make:
                 replace(copied.parent, other_model, make)
-            message.append(until(lambda: new_message([None, *message], service.request("/model").json["refused"]), 30))
+            messages.append(
+                until(lambda: new_message([None, *messages], service.request("/model").json["refused"]), 30)
+            )
             assert service.request("/model").json["sha256"] == before
             assert service.request("/readyz").status == 200
         assert read_reloads(service) == (0, 0, 1)
         replace(copied.parent, other_model, "certificate.json")
         until(lambda: service.request("/model").json["sha256"] == sha256_of(other_model / "model.onnx"), 30)
-    assert [text.split(": ")[0].rsplit("/")[-1] for text in message] == [
+    assert [text.split(": ")[0].rsplit("/")[-1] for text in messages] == [
         "model.onnx", "golden.json", "certificate.json", "certificate.json",
     ]  # fmt: skip
-    assert "does not certify" in message[2]
+    assert "does not certify" in messages[2]
     assert service.request("/model").json["refused"] is None
     assert read_reloads(service) == (1, 0, 0)
     first, last = log_lines(service)
-    assert f"waiting for a complete model: {message[0]}; {before[:12]} still answers" in first
+    assert f"waiting for a complete model: {messages[0]}; {before[:12]} still answers" in first
     assert "taken up" in last
 
 
@@ -184,8 +186,8 @@ def test_files_of_different_models_are_waited_for_and_the_old_model_answers(
     copied: Path, other_model: Path, service: Service, tested: Tested, case: str, tmp_path: Path
 ) -> None:
     before, answer = service.request("/model").json, service.predict_pixels(tested[0][0, 0]).json
-    previous = Path(shutil.copytree(copied.parent, tmp_path / "former"))
-    if case in ("gate of quality", "gate of parity"):  # what such a run leaves
+    previous = Path(shutil.copytree(copied.parent, tmp_path / "previous"))
+    if case in ("gate of quality", "gate of parity"):  # the files after such a run
         replace(copied.parent, other_model, "model.onnx", "golden.json")
     if case == "gate of parity":
         copied.with_name("certificate.json").unlink()
@@ -232,7 +234,7 @@ def test_a_wrong_proof_is_refused_once_and_the_old_model_answers(
     else:
         certify(copied, quality__accuracy=0.1)
     until(lambda: service.request("/model").json["refused"], 30)
-    time.sleep(2.5)  # two looks at the same files
+    time.sleep(2.5)  # two checks of the same files
     description = service.request("/model").json
     assert message in description["refused"]
     assert {**description, "refused": None} == before
@@ -270,15 +272,15 @@ def test_a_report_of_another_run_is_not_shown(copied: Path, made: Path, tmp_path
     assert reloader.describe()["metrics"] is None
 
 
-# Torn reads.
+# Files that change while they are read.
 
 
 def test_files_that_are_replaced_while_they_are_read_are_never_mixed(
     copied: Path, other_model: Path, tmp_path: Path
 ) -> None:
-    """Two models take turns, a file at a time, as fast as can be."""
-    previous = Path(shutil.copytree(copied.parent, tmp_path / "former"))
-    known = {
+    """The files of two models replace each other, one file at a time, as fast as possible."""
+    previous = Path(shutil.copytree(copied.parent, tmp_path / "previous"))
+    certificates = {
         sha256_of(folder / "model.onnx"): (folder / "certificate.json").read_text()
         for folder in (previous, other_model)
     }
@@ -293,16 +295,16 @@ def test_files_that_are_replaced_while_they_are_read_are_never_mixed(
     thread = threading.Thread(target=alternate)
     thread.start()
     try:
-        until = time.monotonic() + 3
-        while time.monotonic() < until:
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
             reloader.reload()
             description = reloader.describe()
-            assert description["certificate"] == json.loads(known[description["sha256"]])
+            assert description["certificate"] == json.loads(certificates[description["sha256"]])
             states.add((description["sha256"], description["refused"] is None))
     finally:
         stop.set()
         thread.join()
-    assert {refused for _, refused in states} == {True, False}, "it was never torn"
+    assert {refused for _, refused in states} == {True, False}, "the files were never of two models at once"
     assert count_refusals(reloader) == 0, "a file was read twice"
     reloader.reload()
     assert (reloader.refusal, reloader.classifier.sha256) == (None, sha256_of(copied))
@@ -313,7 +315,7 @@ def test_files_that_are_replaced_between_two_reads_wait_for_the_next_check(
     after: str, copied: Path, other_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reloader = ModelReloader(Settings(ModelFiles(copied, Proof.next_to(copied), None)), Metrics())
-    before, stamp = reloader.classifier, reloader.files.signature()
+    before, signature = reloader.classifier, reloader.files.signature()
     read_file = proof.read_file
 
     def read_and_replace(path: Path, missing: str) -> bytes:
@@ -329,14 +331,14 @@ def test_files_that_are_replaced_between_two_reads_wait_for_the_next_check(
     assert reloader.is_waiting is (after != NAMES[-1])
     assert (reloader.refusal is None) is (after == NAMES[-1])
     assert count_refusals(reloader) == 0, "a file was read twice"
-    assert reloader.files.signature() != stamp, "the next look would not see it"
+    assert reloader.files.signature() != signature, "the next check would not notice it"
     monkeypatch.undo()
     reloader.reload()
     assert (reloader.refusal, reloader.classifier.sha256) == (None, sha256_of(other_model / "model.onnx"))
 
 
 def test_a_replaced_file_of_the_same_size_and_date_is_noticed(copied: Path, tmp_path: Path) -> None:
-    """As archives with fixed dates unpack it, where the file system gives an inode anew."""
+    """As an archive with fixed dates is unpacked, if the file system reuses the inode."""
     files = ModelFiles(copied, Proof.next_to(copied), None)
     for name in NAMES:
         path = copied.with_name(name)
@@ -348,7 +350,7 @@ def test_a_replaced_file_of_the_same_size_and_date_is_noticed(copied: Path, tmp_
         assert files.signature() != before
 
 
-# Real runs that fail at their gates.
+# Pipeline runs that fail at their gates.
 
 slow = [pytest.mark.slow, pytest.mark.ci]
 
@@ -379,7 +381,7 @@ class TestRealRuns:
                     set_param(params, param, value)
                     done = runs[way](1 if way == "flow" else 255)
                     assert message in done.stdout + done.stderr
-                    time.sleep(3)  # the service looks every second
+                    time.sleep(3)  # the service checks every second
                     after = service.request("/model").json
                     assert after["sha256"] == before["sha256"] == client.models[-1]
                     assert after["certificate"] == before["certificate"]

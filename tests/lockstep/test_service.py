@@ -29,19 +29,19 @@ def test_pixels_as_json_are_the_networks_input(service: Service, tested: Tested)
     images, labels = tested
     response = service.predict_pixels(*images[:20, 0])
     assert response.status == 200
-    assert [int(connection["label"]) for connection in response.json["predictions"]] == labels[:20].tolist()
+    assert [int(prediction["label"]) for prediction in response.json["predictions"]] == labels[:20].tolist()
     assert response.json["model"] == service.request("/model").json["sha256"]
 
 
 def test_an_image_a_form_and_raw_bytes_give_the_same_prediction(service: Service, tested: Tested) -> None:
     image = large_png(tested[0][0])
-    connection = service.predict(image).json["predictions"][0]
-    assert list(connection) == ["name", "label", "probability", "probabilities"]
-    assert service.predict(image, "application/octet-stream").json["predictions"] == [connection]
+    prediction = service.predict(image).json["predictions"][0]
+    assert list(prediction) == ["name", "label", "probability", "probabilities"]
+    assert service.predict(image, "application/octet-stream").json["predictions"] == [prediction]
     body, content_type = form_body(("a.png", image), ("b.png", large_png(tested[0][1])), ("c.png", image))
-    several = service.predict(body, content_type).json["predictions"]
-    assert [each["name"] for each in several] == ["a.png", "b.png", "c.png"]
-    assert several[0] == connection | {"name": "a.png"} == several[2] | {"name": "a.png"}
+    predictions = service.predict(body, content_type).json["predictions"]
+    assert [row["name"] for row in predictions] == ["a.png", "b.png", "c.png"]
+    assert predictions[0] == prediction | {"name": "a.png"} == predictions[2] | {"name": "a.png"}
 
 
 def test_the_networks_input_is_returned_on_request(service: Service, tested: Tested) -> None:
@@ -66,11 +66,11 @@ def test_health_readiness_and_metrics(service: Service, tested: Tested) -> None:
     assert (service.request("/healthz").status, service.request("/readyz").status) == (200, 200)
     before, _ = read_metrics(service), service.predict_pixels(tested[0][0, 0])
     after = read_metrics(service)
-    good = 'lockstep_requests_total{path="/predict",status="200"}'
-    assert after[good] == before.get(good, 0) + 1
+    successes = 'lockstep_requests_total{path="/predict",status="200"}'
+    assert after[successes] == before.get(successes, 0) + 1
     assert after["lockstep_images_inside"] == 0
-    last = 'lockstep_request_seconds_bucket{le="+Inf",path="/predict"}'
-    assert after[last] == after['lockstep_request_seconds_count{path="/predict"}']
+    all_requests = 'lockstep_request_seconds_bucket{le="+Inf",path="/predict"}'
+    assert after[all_requests] == after['lockstep_request_seconds_count{path="/predict"}']
 
 
 def read_metrics(service: Service) -> dict[str, float]:
@@ -187,11 +187,11 @@ def test_a_full_queue_answers_503_and_later_requests_succeed(made: Path, tested:
 def test_slow_clients_are_disconnected(made: Path, tmp_path: Path) -> None:
     head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ncontent-length: 100\r\n\r\n"
     with running(tmp_path, made / "model.onnx", "--seconds", "1") as service:
-        for sent, wanted in ((head + b"x", b"408"), (head[:20], b""), (b"", b"")):
+        for message, status in ((head + b"x", b"408"), (head[:20], b""), (b"", b"")):
             with socket.create_connection(service.address, timeout=15) as connection:
-                connection.sendall(sent)
+                connection.sendall(message)
                 started = time.monotonic()
-                assert connection.recv(4096).split(b" ", 2)[1:2] == ([wanted] if wanted else [])
+                assert connection.recv(4096).split(b" ", 2)[1:2] == ([status] if status else [])
                 assert time.monotonic() - started < 6
 
 
@@ -210,12 +210,12 @@ def test_closed_connections_release_their_capacity(made: Path, tested: Tested, t
 def test_a_chunked_request_is_limited_as_it_arrives(service: Service) -> None:
     connection = http.client.HTTPConnection(*service.address, timeout=30)
 
-    def pieces() -> Iterator[bytes]:
+    def chunks() -> Iterator[bytes]:
         for _ in range(17):
             yield bytes(1_000_000)
 
     try:
-        connection.request("POST", "/predict", pieces(), {"content-type": "image/png"}, encode_chunked=True)
+        connection.request("POST", "/predict", chunks(), {"content-type": "image/png"}, encode_chunked=True)
         assert connection.getresponse().status == 413
     except (BrokenPipeError, ConnectionResetError):
         pass  # the service closed the connection before all was sent
@@ -251,13 +251,13 @@ def test_errors_at_the_start_are_one_line(made: Path, service: Service, copied: 
         assert message in result.stderr
         assert len(result.stderr.splitlines()) == 1
     assert run_serve(*model, "--port", "99999").returncode == 2
-    with running(tmp_path, copied, "--unproven") as connection:
-        assert connection.request("/model").json["golden_difference"] is None
-        assert connection.request("/model").json["certificate"] is None
+    with running(tmp_path, copied, "--unproven") as unproven:
+        assert unproven.request("/model").json["golden_difference"] is None
+        assert unproven.request("/model").json["certificate"] is None
     certificate, golden = str(made / "certificate.json"), str(made / "golden.json")
     copied.with_name("golden.json").unlink()
-    with running(tmp_path, copied, "--certificate", certificate, "--golden", golden) as connection:
-        assert connection.request("/model").json["certificate"]
+    with running(tmp_path, copied, "--certificate", certificate, "--golden", golden) as proven:
+        assert proven.request("/model").json["certificate"]
 
 
 def test_it_listens_on_loopback_and_stops_on_ctrl_c(made: Path, tmp_path: Path) -> None:
@@ -279,6 +279,6 @@ create_app(Settings(ModelFiles(Path({str(made / "model.onnx")!r}), None, None)))
 print(json.dumps(sorted({{name.split(".")[0] for name in sys.modules}})))
 """
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    found = set(json.loads(result.stdout))
-    assert {"lockstep", "starlette", "onnxruntime"} <= found
-    assert not found & {"torch", "onnx", "stages", "flows", "sklearn", "prefect", "fastapi"}
+    imported = set(json.loads(result.stdout))
+    assert {"lockstep", "starlette", "onnxruntime"} <= imported
+    assert not imported & {"torch", "onnx", "stages", "flows", "sklearn", "prefect", "fastapi"}
