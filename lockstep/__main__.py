@@ -39,7 +39,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"lockstep-onnx {__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, doc, example, add_arguments, run in COMMANDS:
-        assert doc
         command = subparsers.add_parser(
             name, help=doc, description=doc, epilog=example, formatter_class=argparse.RawDescriptionHelpFormatter
         )

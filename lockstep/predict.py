@@ -25,16 +25,13 @@ STDIN = "-"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "files", nargs="*", metavar="FILE", help="image files, folders and globs; - is the standard input"
-    )
-    parser.add_argument("--model", type=Path, default=MODEL, help="the ONNX file; default: %(default)s")
-    parser.add_argument("--json", action="store_true", help="print one line of JSON per image")
-    parser.add_argument("--top", type=positive, default=1, metavar="N", help="classes to show in the table")
-    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads; default: all cores")
-    parser.add_argument(
-        "--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help="of an image; default: %(default)s"
-    )
+    add = parser.add_argument
+    add("files", nargs="*", metavar="FILE", help="image files, folders and globs; - is the standard input")
+    add("--model", type=Path, default=MODEL, help="the ONNX file; default: %(default)s")
+    add("--json", action="store_true", help="print one line of JSON per image")
+    add("--top", type=positive, default=1, metavar="N", help="classes to show in the table")
+    add("--threads", type=positive, metavar="N", help="CPU threads; default: all cores")
+    add("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help="of an image; default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,11 +58,10 @@ def run(args: argparse.Namespace) -> int:
             width = max(width, *(len(batch[index]) for index in prepared))
             predictions = classifier.predict_pixels(np.stack(list(prepared.values())))
             for index, prediction in zip(prepared, predictions, strict=True):
-                print(
-                    format_json(batch[index], prediction)
-                    if args.json
-                    else format_row(batch[index], prediction, args.top, width)
-                )
+                if args.json:
+                    print(json.dumps({"file": batch[index], **vars(prediction)}))
+                else:
+                    print(format_row(batch[index], prediction, args.top, width))
         sys.stdout.flush()
     if not source_count:
         print("no image: name files or folders, or send an image to the standard input", file=sys.stderr)
@@ -91,10 +87,6 @@ def read_source(source: str) -> bytes | str:
     if os.path.isdir(source):  # noqa: PTH112
         raise ImageError("the folder contains no image")
     return source
-
-
-def format_json(source: str, prediction: Prediction) -> str:
-    return json.dumps({"file": source, **vars(prediction)})
 
 
 def format_row(source: str, prediction: Prediction, top: int, width: int) -> str:

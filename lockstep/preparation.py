@@ -47,14 +47,9 @@ def crop_to_ink(gray: Image.Image) -> Gray:
     if x_scale < 1.5 or max(right - left, bottom - top) > WORK_SIDE / 2:
         return ink
     margin = 0.25 * max(right - left, bottom - top) + 1
-    region = gray.crop(
-        (
-            max(0, round(x_scale * (left - margin))),
-            max(0, round(y_scale * (top - margin))),
-            min(gray.width, round(x_scale * (right + margin))),
-            min(gray.height, round(y_scale * (bottom + margin))),
-        )
-    )
+    left, top = max(0, round(x_scale * (left - margin))), max(0, round(y_scale * (top - margin)))
+    right, bottom = round(x_scale * (right + margin)), round(y_scale * (bottom + margin))
+    region = gray.crop((left, top, min(gray.width, right), min(gray.height, bottom)))
     try:
         return crop(find_ink(np.asarray(shrink(region), np.float32)))[0]
     except ImageError:  # the region may have too little background around the ink

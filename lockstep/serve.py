@@ -15,21 +15,13 @@ EXAMPLE = "example: lockstep serve --model data/model/model.onnx --port 9000"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model",
-        type=Path,
-        default=MODEL,
-        help="the ONNX file, loaded again when it is replaced; default: %(default)s",
-    )
+    add = parser.add_argument
+    add("--model", type=Path, default=MODEL, help="the ONNX file, reloaded when it is replaced; default: %(default)s")
     add_proof_arguments(parser)
-    parser.add_argument(
-        "--unproven", action="store_true", help="load any model, without a golden sample and a certificate"
-    )
-    parser.add_argument("--report", type=Path, help="the report of the stage evaluate, shown at /model")
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 is every network; default: %(default)s"
-    )
-    parser.add_argument("--port", type=port, default=8000, help="0 chooses a free one; default: %(default)s")
+    add("--unproven", action="store_true", help="load any model, without a golden sample and a certificate")
+    add("--report", type=Path, help="the report of the stage evaluate, shown at /model")
+    add("--host", default="127.0.0.1", help="to listen at; 0.0.0.0 is every network; default: %(default)s")
+    add("--port", type=port, default=8000, help="0 chooses a free one; default: %(default)s")
     for flag, default, text in (
         ("--threads", Settings.threads, "CPU threads of the network"),
         ("--queue", Settings.queue, "images being answered at once; more are answered with 503"),
@@ -38,13 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--max-pixels", Settings.max_pixels, "of an image file"),
         ("--max-images", Settings.max_images, "of a request"),
     ):
-        parser.add_argument(flag, type=positive, default=default, metavar="N", help=f"{text}; default: %(default)s")
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=Settings.receive_seconds,
-        help="time limit for a request to arrive; default: %(default)s",
-    )
+        add(flag, type=positive, default=default, metavar="N", help=f"{text}; default: %(default)s")
+    add("--seconds", type=float, default=Settings.receive_seconds, help="for a request to arrive; default: %(default)s")
 
 
 def port(text: str) -> int:

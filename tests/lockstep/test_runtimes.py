@@ -10,5 +10,5 @@ from runtimes import ENGINES
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_golden_sample_is_replayed(engine: str, handwritten: Path, tmp_path: Path) -> None:
     replay = ENGINES[engine](handwritten, handwritten.with_name("golden.json"), tmp_path)
-    assert replay.same == replay.cases >= 10
+    assert replay.equal_labels == replay.cases >= 10
     assert replay.worst <= replay.tolerance

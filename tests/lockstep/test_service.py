@@ -1,11 +1,13 @@
 """The HTTP service, asked over HTTP: what it answers, what it refuses, and that its own description is true."""
 
+import asyncio
 import base64
 import http.client
 import json
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +19,9 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 from served import Service, form_body, png_bytes, running
+
+from lockstep.service.app import Service as HttpService
+from lockstep.service.settings import ModelFiles, Settings
 
 Tested = tuple[np.ndarray, np.ndarray]
 
@@ -170,6 +175,22 @@ def test_concurrent_requests_each_get_their_own_answer(service: Service, tested:
     with ThreadPoolExecutor(16) as threads:
         responses = list(threads.map(lambda image: service.predict_pixels(image[0]), tested[0][:160]))
     assert [int(response.json["predictions"][0]["label"]) for response in responses] == tested[1][:160].tolist()
+
+
+def test_only_short_computations_run_in_the_event_loop(made: Path, tested: Tested) -> None:
+    service = HttpService(Settings(ModelFiles(made / "model.onnx", None, None)))
+    classifier, run, threads = service.reloader.classifier, service.run, []
+
+    def run_and_note_thread(*arguments: Any) -> np.ndarray:
+        threads.append(threading.current_thread())
+        return run(*arguments)
+
+    service.run = run_and_note_thread  # type: ignore[method-assign]
+    for measured, seconds in ((None, 0.0), (classifier, 1.0), (classifier, 0.0)):  # unknown, slow, fast
+        service.measured, service.seconds_per_image = measured, seconds
+        assert asyncio.run(service.compute(classifier, tested[0][:2])).shape == (2, 10)
+    assert [thread is threading.main_thread() for thread in threads] == [False, False, True]
+    service.executor.shutdown()
 
 
 def test_a_full_queue_answers_503_and_later_requests_succeed(made: Path, tested: Tested, tmp_path: Path) -> None:
