@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -38,6 +37,7 @@ PAGE_HEADERS = {
     "referrer-policy": "no-referrer",
 }
 BOOLEANS = {**dict.fromkeys(("true", "1", "yes", "on"), True), **dict.fromkeys(("false", "0", "no", "off"), False)}
+PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 MAX_BLOCKING_SECONDS = 0.002  # shorter computations are not worth a thread: the switch costs 0.7 ms
 
 
@@ -153,7 +153,7 @@ class Service:
         return JSONResponse({"status": "ready"})
 
     async def get_metrics(self, _: Request) -> Response:
-        return Response(self.metrics.render(), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
+        return Response(self.metrics.render(), headers={"content-type": PROMETHEUS_TEXT})
 
     async def get_page(self, _: Request) -> Response:
         return HTMLResponse(PAGE, headers=PAGE_HEADERS)
