@@ -138,7 +138,7 @@ def test_an_image_file_is_opened(page: Page, tmp_path: Path) -> None:
     image = Image.new("RGB", (640, 480), "#e9e2d0")
     ImageDraw.Draw(image).line([(180, 100), (400, 95), (270, 400)], fill="#27324f", width=26, joint="curve")
     (tmp_path / "seven.png").write_bytes(png_bytes(image))
-    (tmp_path / "none.png").write_bytes(b"no picture")
+    (tmp_path / "none.png").write_bytes(b"not an image")
     for name, label in (("seven.png", "7"), ("none.png", "?")):
         node = page.send("DOM.getDocument")["root"]["nodeId"]
         file_input = page.send("DOM.querySelector", nodeId=node, selector="#file")["nodeId"]
