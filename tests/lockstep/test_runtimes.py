@@ -1,4 +1,4 @@
-"""Engines that are not ours give the golden sample's answers: ONNX Runtime in Node and a browser, OpenVINO, OpenCV."""
+"""Other inference engines give the outputs of the golden sample: Node, a browser, OpenVINO and OpenCV."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The HTTP service, asked over HTTP: what it answers, what it refuses, and that its own description is true."""
+"""The service over HTTP: its answers, its errors, and its OpenAPI document."""
 
 import asyncio
 import base64
