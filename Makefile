@@ -45,7 +45,7 @@ lint: setup  ## ruff and mypy
 	ruff check . && ruff format --check . && mypy
 
 serve: setup  ## serve data/model/model.onnx over HTTP, with a page to draw on; FLAGS="--port 9000" and the like
-	@python -m lockstep.service.app $(if $(wildcard data/reports/evaluate.json),--report data/reports/evaluate.json) $(FLAGS)
+	@python -m lockstep serve $(if $(wildcard data/reports/evaluate.json),--report data/reports/evaluate.json) $(FLAGS)
 
 serve-flows: setup  ## serve the deployments of prefect.yaml and their schedules, without a worker or a work pool
 	@python -m flows.serve_deployments

@@ -1,5 +1,5 @@
-"""The service under load: requests a second and latencies at 1, 8 and 64 connections, beside it without batching,
-and beside PyTorch called in eager mode from as many threads, without any HTTP.
+"""Requests per second and latencies of the HTTP service at 1, 8 and 64 connections, compared with PyTorch in eager mode
+called from as many threads without HTTP.
 
 python -m benchmarks.service
 """
@@ -30,87 +30,84 @@ app = App(name="python -m benchmarks.service", result_action="return_none")
 
 @app.default
 def measure(*, seconds: float = 5.0, rounds: int = 3) -> None:
-    """Each way in turn, for some seconds at a time; medians of the rounds."""
+    """Measure each configuration in turn, `seconds` at a time; print medians of the rounds."""
     results = Results("service", describe(1))
-    print(f"on {results.machine}, which client and service share; medians of {rounds} rounds of {seconds:g} s\n")
+    print(f"{results.machine}, shared by client and service; medians of {rounds} rounds of {seconds:g} s\n")
     image = np.load(SPLITS / "test-images.npy", mmap_mode="r")[0, 0]
-    pixels = request(json.dumps({"images": [image.tolist()]}).encode(), "application/json")
+    pixels = http_request(json.dumps({"images": [image.tolist()]}).encode(), "application/json")
     data = io.BytesIO()
     Image.fromarray(255 - image).resize((140, 140)).save(data, "PNG")
-    picture = request(data.getvalue(), "image/png")
+    png = http_request(data.getvalue(), "image/png")
     rows: dict[tuple[str, int], list[list[float]]] = {}
     for _ in range(rounds):
         for connections in CONNECTIONS:
-            for name, sent, flags in (
-                ("service, pixels", pixels, []),
-                ("the same, without batching", pixels, ["--batch", "1", "--wait-ms", "0"]),
-                ("service, PNG of 140 x 140", picture, []),
-            ):
-                with service(flags) as port:
-                    rows.setdefault((name, connections), []).append(load(port, connections, sent, seconds))
-            rows.setdefault(("PyTorch eager, threads", connections), []).append(eager(connections, seconds))
-    print("| | at once | requests a second | p50 | p99 |\n|---|---|---|---|---|")
-    for (name, connections), numbers in sorted(rows.items(), key=lambda row: list(rows).index(row[0]) % 4):
+            for name, message in (("service, pixels", pixels), ("service, PNG of 140 x 140", png)):
+                with run_service() as port:
+                    rows.setdefault((name, connections), []).append(measure_load(port, connections, message, seconds))
+            rows.setdefault(("PyTorch eager, threads", connections), []).append(measure_eager(connections, seconds))
+    print("| | connections | requests per second | p50 | p99 |\n|---|---|---|---|---|")
+    for (name, connections), numbers in sorted(rows.items(), key=lambda row: list(rows).index(row[0]) % 3):
         rate, p50, p99 = np.median(numbers, axis=0)
         print(f"| {name} | {connections} | {rate:,.0f} | {1000 * p50:.2f} ms | {1000 * p99:.2f} ms |")
         results.add({"way": name, "connections": connections, "rate": rate, "p50": p50, "p99": p99})
 
 
-def request(body: bytes, kind: str) -> bytes:
+def http_request(body: bytes, kind: str) -> bytes:
     head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 
 @contextmanager
-def service(flags: list[str]) -> Iterator[int]:
-    command = [sys.executable, "-m", "lockstep.service.app", "--model", str(MODEL), "--port", "0", *flags]
+def run_service() -> Iterator[int]:
+    """Yield the port of a service in a process of its own."""
+    command = [sys.executable, "-m", "lockstep", "serve", "--model", str(MODEL), "--port", "0"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
-        found = re.search(r":(\d+)/", process.stdout.readline())
-        if not found:
-            sys.exit("the service does not start")  # and has said why
+        match = re.search(r":(\d+)/", process.stdout.readline())
+        if not match:
+            sys.exit("the service did not start; see its message above")
         try:
-            yield int(found[1])
+            yield int(match[1])
         finally:
             process.terminate()
 
 
-def load(port: int, connections: int, sent: bytes, seconds: float) -> list[float]:
-    """Requests a second, and the latencies that half and 99 % of the requests stay below."""
-    return asyncio.run(loaded(port, connections, sent, seconds))
+def measure_load(port: int, connections: int, message: bytes, seconds: float) -> list[float]:
+    """Requests per second, and the median and 99th percentile of their latencies in seconds."""
+    return asyncio.run(send_requests(port, connections, message, seconds))
 
 
-async def loaded(port: int, connections: int, sent: bytes, seconds: float) -> list[float]:
-    taken: list[float] = []
-    until = time.perf_counter() + seconds + 0.5
+async def send_requests(port: int, connections: int, message: bytes, seconds: float) -> list[float]:
+    latencies: list[float] = []
+    end = time.perf_counter() + seconds + 0.5  # half a second to warm up
 
-    async def ask() -> None:
+    async def send_until_end() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        while (started := time.perf_counter()) < until:
-            writer.write(sent)
+        while (started := time.perf_counter()) < end:
+            writer.write(message)
             head = await reader.readuntil(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 200"), head
-            found = re.search(rb"content-length: (\d+)", head)
-            assert found
-            await reader.readexactly(int(found[1]))
-            if started > until - seconds:  # half a second to warm up
-                taken.append(time.perf_counter() - started)
+            match = re.search(rb"content-length: (\d+)", head)
+            assert match
+            await reader.readexactly(int(match[1]))
+            if started > end - seconds:
+                latencies.append(time.perf_counter() - started)
         writer.close()
 
-    await asyncio.gather(*(ask() for _ in range(connections)))
-    return [len(taken) / seconds, *np.quantile(taken, [0.5, 0.99]).tolist()]
+    await asyncio.gather(*(send_until_end() for _ in range(connections)))
+    return [len(latencies) / seconds, *np.quantile(latencies, [0.5, 0.99]).tolist()]
 
 
-def eager(threads: int, seconds: float) -> list[float]:
-    """In a process of its own, which has no service in it."""
+def measure_eager(threads: int, seconds: float) -> list[float]:
+    """The same numbers for the PyTorch network, in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.service", "torch", str(threads), str(seconds)]
-    said = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
-    numbers: list[float] = json.loads(said)
+    output = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+    numbers: list[float] = json.loads(output)
     return numbers
 
 
 @app.command(name="torch")
-def in_torch(threads: int, seconds: float) -> None:
+def print_eager(threads: int, seconds: float) -> None:
     import torch
 
     from stages.network.weights import read_weights
@@ -118,22 +115,22 @@ def in_torch(threads: int, seconds: float) -> None:
     torch.set_num_threads(1)
     network, _ = read_weights(Path(WEIGHTS))
     image = torch.from_numpy(np.load(SPLITS / "test-images.npy", mmap_mode="r")[:1].copy())
-    taken: list[float] = []
-    until = time.perf_counter() + seconds + 0.5
+    latencies: list[float] = []
+    end = time.perf_counter() + seconds + 0.5
 
-    def ask() -> None:
+    def predict_until_end() -> None:
         with torch.inference_mode():
-            while (started := time.perf_counter()) < until:
+            while (started := time.perf_counter()) < end:
                 network(image).softmax(1).tolist()
-                if started > until - seconds:
-                    taken.append(time.perf_counter() - started)
+                if started > end - seconds:
+                    latencies.append(time.perf_counter() - started)
 
-    asking = [threading.Thread(target=ask) for _ in range(threads)]
-    for thread in asking:
+    workers = [threading.Thread(target=predict_until_end) for _ in range(threads)]
+    for thread in workers:
         thread.start()
-    for thread in asking:
+    for thread in workers:
         thread.join()
-    print(json.dumps([len(taken) / seconds, *np.quantile(taken, [0.5, 0.99]).tolist()]))
+    print(json.dumps([len(latencies) / seconds, *np.quantile(latencies, [0.5, 0.99]).tolist()]))
 
 
 if __name__ == "__main__":

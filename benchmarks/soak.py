@@ -1,4 +1,4 @@
-"""Good and bad requests mixed, for minutes, at a service of its own: no crash, no 5xx but 503, no growth in memory.
+"""Send good and bad requests to a service for minutes: it must not crash, grow, or answer with a 5xx other than 503.
 
 python -m benchmarks.soak --minutes 10
 """
@@ -23,40 +23,40 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 Address = tuple[str, int]
-GROWTH = 0.1  # of the memory after the first quarter: more than that is growth
+MAX_GROWTH = 0.1  # of the memory in the second quarter
 
 app = App(name="python -m benchmarks.soak", result_action="return_none")
 
 
-def png(picture: Image.Image) -> bytes:
+def png_bytes(image: Image.Image) -> bytes:
     data = io.BytesIO()
-    picture.save(data, "PNG")
+    image.save(data, "PNG")
     return data.getvalue()
 
 
-def digit(side: int) -> bytes:
-    """A seven, dark on light."""
+def draw_seven(side: int) -> bytes:
+    """A PNG of a seven, dark on light."""
     sheet = np.full((28, 28), 230, np.uint8)
     sheet[6:8, 8:20] = sheet[8:22, 17:20] = 30
-    return png(Image.fromarray(sheet).resize((side, side)))
+    return png_bytes(Image.fromarray(sheet).resize((side, side)))
 
 
-GOOD = {side: digit(side) for side in (28, 280, 1500)}
-BOMB = png(Image.new("1", (10_000, 10_000)))  # a hundred megapixels in 12 kB
+DIGITS = {side: draw_seven(side) for side in (28, 280, 1500)}
+LARGE_PNG = png_bytes(Image.new("1", (10_000, 10_000)))  # 100 megapixels in 12 kB
 PIXELS = json.dumps({"images": [np.eye(28, dtype=int).tolist()] * 4}).encode()
-CUT = "multipart/form-data; boundary=cut"
+FORM_TYPE = "multipart/form-data; boundary=cut"
 
 
-def form(*files: bytes) -> bytes:
+def form_body(*files: bytes) -> bytes:
     head = b'--cut\r\ncontent-disposition: form-data; name="images"; filename="x.png"\r\n\r\n'
     return b"".join(head + file + b"\r\n" for file in files) + b"--cut--\r\n"
 
 
-def post(body: bytes, kind: str) -> Callable[[Address], int]:
-    def ask(address: Address) -> int:
-        return send(address, "POST", "/predict?seen=true", body, {"content-type": kind})
+def post(body: bytes, content_type: str) -> Callable[[Address], int]:
+    def send_post(address: Address) -> int:
+        return send(address, "POST", "/predict?seen=true", body, {"content-type": content_type})
 
-    return ask
+    return send_post
 
 
 def get(path: str) -> Callable[[Address], int]:
@@ -77,124 +77,126 @@ def send(address: Address, method: str, path: str, body: bytes | None, headers: 
 HEAD = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ncontent-length: 50000\r\n\r\n"
 
 
-def cut(address: Address) -> int:
-    """A connection that ends in the middle of a body, or with the answer under way."""
-    with socket.create_connection(address, timeout=30) as one:
-        one.sendall(HEAD + bytes(random.choice((0, 100, 49_999, 50_000))))
+def disconnect(address: Address) -> int:
+    """Close the connection in the middle of the body, or before the answer has arrived."""
+    with socket.create_connection(address, timeout=30) as connection:
+        connection.sendall(HEAD + bytes(random.choice((0, 100, 49_999, 50_000))))
     return 0
 
 
-def slow(address: Address) -> int:
-    """A sender that has time: the service has not."""
-    with socket.create_connection(address, timeout=60) as one:
+def send_slowly(address: Address) -> int:
+    """Take longer than --seconds."""
+    with socket.create_connection(address, timeout=60) as connection:
         try:
             for piece in (HEAD[:30], HEAD[30:], b"xx", b"xx", b"xx", b"xx"):
-                one.sendall(piece)
+                connection.sendall(piece)
                 time.sleep(0.7)
-            status = one.recv(100).split(b" ")[1:2]
+            status = connection.recv(100).split(b" ")[1:2]
         except (BrokenPipeError, ConnectionResetError):
             return 0
     return int(status[0]) if status else 0
 
 
-def garbage(address: Address) -> int:
-    with socket.create_connection(address, timeout=30) as one:
-        one.sendall(random.randbytes(300) + b"\r\n\r\n")
-        status = one.recv(100).split(b" ")[1:2]
+def send_garbage(address: Address) -> int:
+    with socket.create_connection(address, timeout=30) as connection:
+        connection.sendall(random.randbytes(300) + b"\r\n\r\n")
+        status = connection.recv(100).split(b" ")[1:2]
     return int(status[0]) if status else 0
 
 
-# What is sent, and what may come back: 0 is a connection that ended. 503 may come to all of them.
+# Each kind of request with the statuses that it may get; 0 is a connection that was closed. Any may get 503.
 REQUESTS: dict[str, tuple[Callable[[Address], int], set[int]]] = {
-    **{f"a digit of {side} x {side}": (post(body, "image/png"), {200}) for side, body in GOOD.items()},
+    **{f"a digit of {side} x {side}": (post(body, "image/png"), {200}) for side, body in DIGITS.items()},
     "pixels": (post(PIXELS, "application/json"), {200}),
-    "a form": (post(form(*[GOOD[28]] * 8), CUT), {200}),
-    "a form with a bad file": (post(form(GOOD[28], b"no picture"), CUT), {422}),
-    "half a form": (post(form(GOOD[28], GOOD[280])[:-200], CUT), {400}),
-    "a wrong type": (post(b"hello", "text/plain"), {415}),
-    "no JSON": (post(b"{" * 5000, "application/json"), {400}),
+    "a form": (post(form_body(*[DIGITS[28]] * 8), FORM_TYPE), {200}),
+    "a form with a bad file": (post(form_body(DIGITS[28], b"not an image"), FORM_TYPE), {422}),
+    "half of a form": (post(form_body(DIGITS[28], DIGITS[280])[:-200], FORM_TYPE), {400}),
+    "an unsupported content type": (post(b"hello", "text/plain"), {415}),
+    "invalid JSON": (post(b"{" * 5000, "application/json"), {400}),
     "JSON of another shape": (post(b'{"images": [[1, 2], [3]]}', "application/json"), {422}),
-    "a broken picture": (post(GOOD[1500][:900], "image/png"), {422}),
-    "noise that says it is a picture": (post(random.Random(0).randbytes(200_000), "image/jpeg"), {422}),
-    "a hundred megapixels": (post(BOMB, "image/png"), {422}),
-    "twenty megabytes": (post(bytes(20_000_000), "image/png"), {413}),
-    "too many images": (post(form(*[b"x"] * 70), CUT), {413}),
+    "a truncated image": (post(DIGITS[1500][:900], "image/png"), {422}),
+    "noise sent as an image": (post(random.Random(0).randbytes(200_000), "image/jpeg"), {422}),
+    "100 megapixels": (post(LARGE_PNG, "image/png"), {422}),
+    "20 MB": (post(bytes(20_000_000), "image/png"), {413}),
+    "too many images": (post(form_body(*[b"x"] * 70), FORM_TYPE), {413}),
     "the page": (get("/"), {200}),
     "the model": (get("/model"), {200}),
-    "numbers": (get("/metrics"), {200}),
-    "another path": (get("/none"), {404}),
-    "a wrong method": (get("/predict"), {405}),
-    "a cut connection": (cut, {0}),
-    "a slow sender": (slow, {0, 408}),
-    "garbage": (garbage, {0, 400}),
+    "metrics": (get("/metrics"), {200}),
+    "an unknown path": (get("/none"), {404}),
+    "an unsupported method": (get("/predict"), {405}),
+    "a closed connection": (disconnect, {0}),
+    "a slow client": (send_slowly, {0, 408}),
+    "garbage": (send_garbage, {0, 400}),
 }
 
 
 @app.default
 def soak(*, minutes: float = 10.0, clients: int = 12, model: Path = ROOT / "data" / "model" / "model.onnx") -> None:
-    command = [sys.executable, "-m", "lockstep.service.app", "--model", str(model), "--port", "0", "--seconds", "3"]
+    command = [sys.executable, "-m", "lockstep", "serve", "--model", str(model), "--port", "0", "--seconds", "3"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout
-            found = re.search(r"http://(.+):(\d+)/", process.stdout.readline())
-            if not found:
-                sys.exit("the service does not start")  # and has said why
-            wrong, counted, memory = mixed((found[1], int(found[2])), process.pid, minutes * 60, clients)
-            alive = process.poll() is None
+            match = re.search(r"http://(.+):(\d+)/", process.stdout.readline())
+            if not match:
+                sys.exit("the service did not start; see its message above")
+            failures, counts, memory = send_mixed((match[1], int(match[2])), process.pid, minutes * 60, clients)
+            is_running = process.poll() is None
         finally:
             process.terminate()
     early, late = np.median(memory[len(memory) // 4 : len(memory) // 2]), np.median(memory[-len(memory) // 4 :])
-    statuses = ", ".join(f"{count:,} of {status or 'none'}" for status, count in sorted(counted.items()))
-    print(f"{sum(counted.values()):,} requests in {minutes:g} minutes: {statuses}")
+    statuses = ", ".join(f"{count:,} of {status or 'none'}" for status, count in sorted(counts.items()))
+    print(f"{sum(counts.values()):,} requests in {minutes:g} minutes: {statuses}")
     print(f"anonymous memory {early:.0f} MB in the second quarter, {late:.0f} in the last, {max(memory):.0f} at most")
-    for line in sorted(wrong)[:10]:
+    for line in sorted(failures)[:10]:
         print(line)
-    if wrong or not alive or late > early * (1 + GROWTH) + 5:
-        sys.exit("not as it should be")
+    if failures or not is_running or late > early * (1 + MAX_GROWTH) + 5:
+        sys.exit("the service failed: see the lines above")
 
 
-def mixed(address: Address, process: int, seconds: float, clients: int) -> tuple[set[str], Counter[int], list[float]]:
-    """What was wrong, how often each status came, and the memory in MB, over time."""
-    until = time.monotonic() + seconds
-    wrong: set[str] = set()
-    counted: Counter[int] = Counter()
-    good: set[str] = set()  # what has been answered as it should, and not for want of time
+def send_mixed(
+    address: Address, process_id: int, seconds: float, clients: int
+) -> tuple[set[str], Counter[int], list[float]]:
+    """Failures, the number of answers of each status, and the service's anonymous memory in MB over time."""
+    end = time.monotonic() + seconds
+    failures: set[str] = set()
+    counts: Counter[int] = Counter()
+    answered: set[str] = set()  # the kinds of request that got an allowed status
     lock = threading.Lock()
 
     def client(seed: int) -> None:
-        chance = random.Random(seed)
-        while time.monotonic() < until:
-            name = chance.choice(list(REQUESTS))
-            ask, allowed = REQUESTS[name]
+        generator = random.Random(seed)
+        while time.monotonic() < end:
+            name = generator.choice(list(REQUESTS))
+            send_request, allowed = REQUESTS[name]
             try:
-                status = ask(address)
+                status = send_request(address)
             except OSError as error:
                 with lock:
-                    wrong.add(f"{name}: {error!r}")
+                    failures.add(f"{name}: {error!r}")
                 time.sleep(0.1)
                 continue
             with lock:
-                counted[status] += 1
+                counts[status] += 1
                 if status in allowed:
-                    good.add(name)
+                    answered.add(name)
                 elif status != 503:
-                    wrong.add(f"{name}: answered with {status}")
+                    failures.add(f"{name}: answered with {status}")
 
     threads = [threading.Thread(target=client, args=(seed,), daemon=True) for seed in range(clients)]
     for thread in threads:
         thread.start()
     memory = []
-    while time.monotonic() < until:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    while time.monotonic() < end:
+        lines = Path(f"/proc/{process_id}/status").read_text().splitlines()
         memory.append(sum(int(line.split()[1]) / 1000 for line in lines if line.startswith("RssAnon")))
         time.sleep(0.5)
     for thread in threads:
         thread.join(90)
-    wrong |= {f"{name}: never answered as it should be" for name in REQUESTS.keys() - good}
-    wrong |= {"a request hangs" for thread in threads if thread.is_alive()}
-    if counted[503] > 0.05 * sum(counted.values()):
-        wrong.add(f"{counted[503]} of 503")
-    return wrong, counted, memory
+    failures |= {f"{name}: never got an allowed status" for name in REQUESTS.keys() - answered}
+    failures |= {"a request hangs" for thread in threads if thread.is_alive()}
+    if counts[503] > 0.05 * sum(counts.values()):
+        failures.add(f"{counts[503]} answers of 503")
+    return failures, counts, memory
 
 
 if __name__ == "__main__":

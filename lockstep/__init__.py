@@ -1,7 +1,14 @@
-"""For those who consume model.onnx: a library here, commands, a service and its page beside it. No torch."""
+"""Classify images with a model.onnx of the pipeline: a library, the command `lockstep` and an HTTP service."""
+
+from importlib.metadata import PackageNotFoundError, version
 
 from lockstep.classifier import Classifier, Prediction
 from lockstep.errors import ImageError, LockstepError
 from lockstep.proof import Proof
 
-__all__ = ["Classifier", "ImageError", "LockstepError", "Prediction", "Proof"]
+__all__ = ["Classifier", "ImageError", "LockstepError", "Prediction", "Proof", "__version__"]
+
+try:
+    __version__ = version("lockstep-onnx")
+except PackageNotFoundError:  # a checkout that is not installed
+    __version__ = "0+checkout"

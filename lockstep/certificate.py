@@ -1,4 +1,4 @@
-"""The certificate of a model: the bytes of certificate.json -> what was proven, of which files, by their SHA-256."""
+"""The bytes of certificate.json -> what was proven about a model, and of which files by their SHA-256."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from lockstep.errors import LockstepError
 from lockstep.metadata import ModelMetadata
 
 FORMAT = 1
-AGAIN = "copy it anew, or run `dvc repro -f validate_parity`"
+HINT = "copy it again, or run `dvc repro -f validate_parity`"
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Quality:
-    """On the test split, which has so many images; low and high bound the interval of 95 %."""
+    """On the test split, which has `images` images; low and high bound the 95 % confidence interval."""
 
     accuracy: float
     accuracy_low: float
@@ -34,7 +34,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Parity:
-    """ONNX file and trained network gave the same: within atol, and labels but where two logits are within margin."""
+    """ONNX file and trained network agree within atol; labels agree unless two logits are within margin."""
 
     configurations: int
     images: int
@@ -57,81 +57,75 @@ class Certificate:
     quality: Quality
     parity: Parity
     environment: dict[str, Any]
-    content: dict[str, Any]  # all of it, as it stands in the file
+    content: dict[str, Any]  # the whole JSON object of the file
 
 
-Part = TypeVar("Part", Hashes, Dataset, Quality, Parity)
+Section = TypeVar("Section", Hashes, Dataset, Quality, Parity)
 
 
 def read_certificate(data: bytes, name: str) -> Certificate:
-    """A problem unless the bytes are, to the last one, what validate_parity writes of a model that passed."""
+    """LockstepError unless the bytes are exactly what validate_parity writes for a model that passed its gates."""
     try:
         content = json.loads(data.decode())
         if not isinstance(content, dict):
-            raise ValueError("no JSON object")
+            raise ValueError("not a JSON object")
         if type(content["format"]) is not int or content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']!r:.40}, where {FORMAT} is known here")
-        certificate = Certificate(
-            read_part(Hashes, content),
-            read_part(Dataset, content["dataset"]),
-            read_part(Quality, content["quality"]),
-            read_part(Parity, content["parity"]),
-            content["environment"],
-            content,
-        )
-        if not isinstance(certificate.environment, dict):
-            raise ValueError("its environment is no object")
-        whole = hash_content(content) == certificate.hashes.sha256 and data == serialize_certificate(content)
+            raise ValueError(f"format {content['format']!r:.40}; this version knows {FORMAT}")
+        hashes = read_section(Hashes, content)
+        dataset = read_section(Dataset, content["dataset"])
+        quality = read_section(Quality, content["quality"])
+        parity = read_section(Parity, content["parity"])
+        if not isinstance(content["environment"], dict):
+            raise ValueError("its environment is not an object")
+        # Other white space and repeated keys are changes too, and the hash of the content does not show them.
+        unchanged = hash_content(content) == hashes.sha256 and data == serialize_certificate(content)
     except KeyError as error:
-        raise LockstepError(f"{name}: not a certificate (it lacks {error}); {AGAIN}") from None
+        raise LockstepError(f"{name}: not a certificate (it lacks {error}); {HINT}") from None
     except (ValueError, RecursionError) as error:
-        raise LockstepError(f"{name}: not a certificate ({error}); {AGAIN}") from None
-    if not whole:
-        raise LockstepError(f"{name}: was changed after it was written; {AGAIN}")
-    quality = certificate.quality
+        raise LockstepError(f"{name}: not a certificate ({error}); {HINT}") from None
+    if not unchanged:
+        raise LockstepError(f"{name}: was changed after it was written; {HINT}")
     if quality.accuracy < quality.min_accuracy:
         raise LockstepError(
-            f"{name}: accuracy {quality.accuracy} is below its floor of {quality.min_accuracy}; train a better model, "
+            f"{name}: accuracy {quality.accuracy} is below the required {quality.min_accuracy}; train a better model, "
             "or lower evaluate.min_accuracy"
         )
-    return certificate
+    return Certificate(hashes, dataset, quality, parity, content["environment"], content)
 
 
-def read_part(kind: type[Part], content: Any) -> Part:
+def read_section(section: type[Section], content: Any) -> Section:
+    """The section's fields of a JSON object; ValueError names the first one of a wrong type or value."""
     if not isinstance(content, dict):
-        raise ValueError(f"its {kind.__name__.lower()} is no object")
-    for each in fields(kind):
-        check_value(each.name, each.type, content[each.name])
-    return kind(**{each.name: content[each.name] for each in fields(kind)})
-
-
-def check_value(name: str, kind: Any, value: Any) -> None:
-    kinds = (int, float) if kind is float else (kind,)
-    if type(value) not in kinds:
-        raise ValueError(f"its {name} is {value!r:.40}, no {'number' if kind is float else kind.__name__}")
-    if name.endswith("sha256") and not re.fullmatch("[0-9a-f]{64}", value):
-        raise ValueError(f"its {name} is {value!r:.40}, not 64 hexadecimal digits")
-    if kind is not str and not 0 <= value < math.inf:
-        raise ValueError(f"its {name} is {value}")
+        raise ValueError(f"its {section.__name__.lower()} is not an object")
+    values = {field.name: content[field.name] for field in fields(section)}
+    for field in fields(section):
+        name, value = field.name, values[field.name]
+        if type(value) not in ((int, float) if field.type is float else (field.type,)):
+            raise ValueError(f"its {name} is {value!r:.40}, not of type {getattr(field.type, '__name__', field.type)}")
+        if name.endswith("sha256") and not re.fullmatch("[0-9a-f]{64}", value):
+            raise ValueError(f"its {name} is {value!r:.40}, not 64 hexadecimal digits")
+        if field.type is not str and not 0 <= value < math.inf:
+            raise ValueError(f"its {name} is {value}")
+    return section(**values)
 
 
 def hash_content(content: dict[str, Any]) -> str:
-    """Of all but the hash itself, as canonical JSON."""
-    rest = {key: value for key, value in content.items() if key != "sha256"}
-    canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    """SHA-256 of all keys but `sha256`, as canonical JSON."""
+    hashed = {key: value for key, value in content.items() if key != "sha256"}
+    canonical = json.dumps(hashed, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def serialize_certificate(content: dict[str, Any]) -> bytes:
-    """The bytes that validate_parity writes: they show changed white space and keys that come twice, too."""
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def check_metadata(certificate: Certificate, facts: ModelMetadata, name: str) -> None:
-    """That the model of the name says of itself what its certificate says."""
-    for key, said in (("weights_sha256", certificate.hashes.weights_sha256), ("dataset", certificate.dataset.name)):
-        found = facts.metadata.get(key)
-        if found != said:
+def check_metadata(certificate: Certificate, metadata: ModelMetadata, name: str) -> None:
+    """LockstepError unless the metadata of the model agree with its certificate."""
+    certified = {"weights_sha256": certificate.hashes.weights_sha256, "dataset": certificate.dataset.name}
+    for key, expected in certified.items():
+        actual = metadata.properties.get(key)
+        if actual != expected:
             raise LockstepError(
-                f"{name}: its metadata {key} is {found!r:.80} where its certificate has {said!r:.80}; run `dvc repro`"
+                f"{name}: its metadata {key} is {actual!r:.80}, its certificate has {expected!r:.80}; run `dvc repro`"
             )

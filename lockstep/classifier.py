@@ -1,4 +1,4 @@
-"""The library: an ONNX file of the pipeline, and pictures of any kind -> labels with their probabilities."""
+"""The library: an ONNX file of the pipeline and images of any kind -> labels with their probabilities."""
 
 import hashlib
 import os
@@ -13,25 +13,25 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lockstep.certificate import Certificate, check_metadata
-from lockstep.decoding import PIXELS, open_picture
+from lockstep.decoding import MAX_PIXELS, open_image
 from lockstep.errors import ImageError, LockstepError
-from lockstep.golden import Replay, replay
+from lockstep.golden import GoldenReplay, replay_golden_sample
 from lockstep.metadata import ModelMetadata, read_metadata
-from lockstep.preparation import Pixels, prepare
+from lockstep.preparation import Pixels, prepare_image
 from lockstep.proof import Proof, read_file
 
-Picture = str | Path | bytes | Image.Image | NDArray[Any]
-BATCH = 64
+ImageLike = str | Path | bytes | Image.Image | NDArray[Any]
+BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
 class Prediction:
     label: str
     probability: float
-    probabilities: dict[str, float]  # of all classes, in the network's order
+    probabilities: dict[str, float]  # of all classes, in the order of the network's outputs
 
     def top(self, count: int) -> list[tuple[str, float]]:
-        """The likeliest classes, first the likeliest."""
+        """The `count` most probable classes, the most probable first."""
         return sorted(self.probabilities.items(), key=lambda pair: -pair[1])[:count]
 
 
@@ -41,13 +41,18 @@ class Outputs(NamedTuple):
 
 
 class Classifier:
-    """Of one model.onnx. May be used by many threads at once.
+    """A loaded model.onnx. Threads may share it.
 
-    tuned_for "latency" computes with one thread: the best for one picture, and beside other work. "throughput" takes
-    all cores for large batches. `threads` says it by number. A picture of more than `pixels` pixels is refused.
-
-    With proven, a model is loaded only if certificate.json beside it names it, and golden.json beside it is replayed;
-    a Proof says where else the two lie. What was proven is then in `certificate` and `replay`.
+    Args:
+        path: the ONNX file.
+        tuned_for: "latency" computes with one thread: best for single images and beside other work. "throughput"
+            uses all cores: best for large batches.
+        threads: CPU threads of the network, instead of those that `tuned_for` chooses.
+        batch_size: images that the network is given at once, at most.
+        max_pixels: a larger image is refused before it is decoded.
+        proven: load the model only if its certificate names this file, and its golden sample is reproduced; True
+            expects certificate.json and golden.json beside the model, a Proof names other paths. The results are the
+            attributes `certificate` and `replay`.
     """
 
     def __init__(
@@ -56,108 +61,102 @@ class Classifier:
         *,
         tuned_for: Literal["latency", "throughput"] = "latency",
         threads: int | None = None,
-        batch: int = BATCH,
-        pixels: int = PIXELS,
+        batch_size: int = BATCH_SIZE,
+        max_pixels: int = MAX_PIXELS,
         proven: bool | Proof = False,
     ) -> None:
         if tuned_for not in ("latency", "throughput"):
-            raise ValueError(f"tuned_for is {tuned_for!r}: latency or throughput")
-        if batch < 1 or (threads is not None and threads < 1):
-            raise ValueError("batch and threads are at least 1")
+            raise ValueError(f'tuned_for is {tuned_for!r}, not "latency" or "throughput"')
+        if batch_size < 1 or (threads is not None and threads < 1):
+            raise ValueError("batch_size and threads must be at least 1")
         self.name = str(path)
-        self.batch, self.pixels = batch, pixels
+        self.batch_size, self.max_pixels = batch_size, max_pixels
         data = read_file(Path(path), "`dvc repro` or `dvc pull` makes data/model/model.onnx")
         proof = Proof.next_to(Path(path)) if proven is True else proven
-        evidence = proof.read(data, self.name) if proof else None
+        evidence = proof.read_evidence(data, self.name) if proof else None
         self.sha256 = hashlib.sha256(data).hexdigest()
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._session = session(data, threads or (1 if tuned_for == "latency" else cores), self.name)
-        self.facts: ModelMetadata = read_metadata(self._session.get_modelmeta().custom_metadata_map, self.name)
-        agree(self._session, self.facts, self.name)
+        self._session = make_session(data, threads or (1 if tuned_for == "latency" else cores), self.name)
+        self.metadata: ModelMetadata = read_metadata(self._session.get_modelmeta().custom_metadata_map, self.name)
+        check_signature(self._session, self.metadata, self.name)
         self.certificate: Certificate | None = None
-        self.replay: Replay | None = None
+        self.replay: GoldenReplay | None = None
         if evidence:
-            check_metadata(evidence.certificate, self.facts, self.name)
-            self.certificate, self.replay = evidence.certificate, replay(evidence.golden, self)
+            check_metadata(evidence.certificate, self.metadata, self.name)
+            self.certificate, self.replay = evidence.certificate, replay_golden_sample(evidence.golden, self)
 
     @property
     def classes(self) -> tuple[str, ...]:
-        return self.facts.classes
+        return self.metadata.classes
 
     @overload
     def predict(self, images: str | Path | bytes | Image.Image) -> Prediction: ...
 
     @overload
-    def predict(self, images: list[Picture] | tuple[Picture, ...]) -> list[Prediction]: ...
+    def predict(self, images: list[ImageLike] | tuple[ImageLike, ...]) -> list[Prediction]: ...
 
     @overload
-    def predict(self, images: NDArray[Any] | Iterable[Picture]) -> Prediction | list[Prediction]: ...
+    def predict(self, images: NDArray[Any] | Iterable[ImageLike]) -> Prediction | list[Prediction]: ...
 
-    def predict(self, images: Picture | Iterable[Picture]) -> Prediction | list[Prediction]:
-        """One picture: a path, a file's bytes, a PIL image, an array. Or many of them, of any kinds: a list.
+    def predict(self, images: ImageLike | Iterable[ImageLike]) -> Prediction | list[Prediction]:
+        """Classify one image, or several.
 
-        Arrays of the network's own size are taken as they are: uint8[28, 28] is one, uint8[n, 28, 28] are many, also
-        where n is 1. All else is prepared as the file's metadata say. Floating point pixels lie in 0..1.
+        Args:
+            images: a path, the bytes of a file, a PIL image or an array; or an iterable of them, which gives a list.
+                An array of the network's own size is its input without preparation: of a network that takes 28 x 28,
+                [28, 28] is one image and [n, 28, 28] are n, also if n is 1. Other arrays are [height, width] with 1, 3
+                or 4 channels last, and are prepared as files are. Floating-point pixels must be within 0..1.
         """
-        if not isinstance(images, (str, Path, bytes, Image.Image, np.ndarray)):
-            return self.predictions(self.pixels_of(list(images)))
-        if isinstance(images, np.ndarray) and (many := self.stack(images)) is not None:
-            return self.predictions(many)
-        try:
-            return self.predictions(self.prepare(images)[None])[0]
-        except ImageError as error:
-            raise ImageError(f"{images if isinstance(images, (str, Path)) else 'the picture'} {error}") from None
+        if isinstance(images, np.ndarray):
+            shape = self.metadata.shape
+            is_grey_batch = shape[0] == 1 and images.ndim == 3 and images.shape[1:] == shape[1:]
+            if images.shape[1:] == shape or is_grey_batch:
+                return self.predict_pixels(to_uint8(images).reshape(-1, *shape))
+            if images.ndim == 4:
+                images = list(images)
+        if isinstance(images, (str, Path, bytes, Image.Image, np.ndarray)):
+            return self.predict_pixels(self._prepare_batch([images]))[0]
+        return self.predict_pixels(self._prepare_batch(list(images)))
 
-    def prepare(self, picture: Picture) -> Pixels:
-        """What the network sees of it: uint8[channels, height, width]."""
-        if isinstance(picture, np.ndarray):
-            array = eight_bits(picture)
-            if array.shape == self.facts.shape or (self.facts.channels == 1 and array.shape == self.facts.shape[1:]):
-                return array.reshape(self.facts.shape)
-            picture = picture_of(array)
-        return prepare(open_picture(picture, self.pixels), self.facts)
-
-    def pixels_of(self, pictures: list[Picture]) -> Pixels:
-        prepared = []
-        for index, picture in enumerate(pictures):
-            try:
-                prepared.append(self.prepare(picture))
-            except ImageError as error:
-                name = f" ({picture})" if isinstance(picture, (str, Path)) else ""
-                raise ImageError(f"picture {index}{name} {error}") from None
-        return np.stack(prepared) if prepared else np.empty((0, *self.facts.shape), np.uint8)
-
-    def stack(self, array: NDArray[Any]) -> Pixels | None:
-        """Many images of the network's own size in one array; None if it is one picture."""
-        shape = self.facts.shape
-        plain = self.facts.channels == 1 and array.ndim == 3 and array.shape[1:] == shape[1:]
-        if (array.ndim == 4 and array.shape[1:] == shape) or plain:
-            return eight_bits(array).reshape(-1, *shape)
-        if array.ndim == 4:
-            return self.pixels_of(list(array))
-        return None
+    def prepare(self, image: ImageLike) -> Pixels:
+        """The network's input for one image: uint8[channels, height, width]."""
+        if isinstance(image, np.ndarray):
+            array, shape = to_uint8(image), self.metadata.shape
+            if array.shape == shape or (shape[0] == 1 and array.shape == shape[1:]):
+                return array.reshape(shape)
+            image = array_to_image(array)
+        return prepare_image(open_image(image, self.max_pixels), self.metadata)
 
     def run(self, pixels: Pixels) -> Outputs:
-        """The network's outputs for prepared pixels: uint8[n, channels, height, width]."""
-        parts = [
-            self._session.run(["logits", "probabilities"], {"image": pixels[start : start + self.batch]})
-            for start in range(0, len(pixels), self.batch)
+        """The network's outputs for prepared inputs: uint8[n, channels, height, width]."""
+        batches = [
+            self._session.run(list(Outputs._fields), {"image": pixels[start : start + self.batch_size]})
+            for start in range(0, len(pixels), self.batch_size)
         ]
-        if len(parts) == 1:
-            return Outputs(*parts[0])
-        empty = [np.empty((0, len(self.classes)), np.float32)] * 2
-        return Outputs(*(np.concatenate(part) for part in zip(*(parts or [empty]), strict=True)))
+        if not batches:
+            batches = [[np.empty((0, len(self.classes)), np.float32)] * 2]
+        return Outputs(*(np.concatenate(arrays) for arrays in zip(*batches, strict=True)))
 
-    def predictions(self, pixels: Pixels) -> list[Prediction]:
-        return [self.named(row) for row in self.run(pixels).probabilities]
+    def predict_pixels(self, pixels: Pixels) -> list[Prediction]:
+        """Predictions for prepared inputs: uint8[n, channels, height, width]."""
+        return [self.to_prediction(row) for row in self.run(pixels).probabilities]
 
-    def named(self, probabilities: NDArray[np.float32]) -> Prediction:
-        best = int(probabilities.argmax())
-        values = probabilities.tolist()
+    def to_prediction(self, probabilities: NDArray[np.float32]) -> Prediction:
+        best, values = int(probabilities.argmax()), probabilities.tolist()
         return Prediction(self.classes[best], values[best], dict(zip(self.classes, values, strict=True)))
 
+    def _prepare_batch(self, images: list[ImageLike]) -> Pixels:
+        prepared = []
+        for index, image in enumerate(images):
+            try:
+                prepared.append(self.prepare(image))
+            except ImageError as error:
+                name = image if isinstance(image, (str, Path)) else f"image {index}"
+                raise ImageError(f"{name}: {error}") from None
+        return np.stack(prepared) if prepared else np.empty((0, *self.metadata.shape), np.uint8)
 
-def session(data: bytes, threads: int, name: str) -> onnxruntime.InferenceSession:
+
+def make_session(data: bytes, threads: int, name: str) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
@@ -167,36 +166,38 @@ def session(data: bytes, threads: int, name: str) -> onnxruntime.InferenceSessio
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's errors have no base class of their own
-        said = " ".join(str(error).split())[:200]
-        raise LockstepError(f"{name}: ONNX Runtime {onnxruntime.__version__} does not load it: {said}") from None
+    except Exception as error:  # ONNX Runtime's errors have no common base class
+        reason = " ".join(str(error).split())[:200]
+        raise LockstepError(f"{name}: ONNX Runtime {onnxruntime.__version__} does not load it: {reason}") from None
 
 
-def agree(session: onnxruntime.InferenceSession, facts: ModelMetadata, name: str) -> None:
-    """What the file is has to be what it says of itself."""
+def check_signature(session: onnxruntime.InferenceSession, metadata: ModelMetadata, name: str) -> None:
+    """LockstepError unless the graph's inputs and outputs are those that the metadata declare."""
     inputs = {value.name: (value.type, value.shape[1:]) for value in session.get_inputs()}
     outputs = {value.name: (value.type, value.shape[1:]) for value in session.get_outputs()}
-    floats = ("tensor(float)", [len(facts.classes)])
-    if inputs != {"image": ("tensor(uint8)", list(facts.shape))} or outputs != dict.fromkeys(Outputs._fields, floats):
-        raise LockstepError(f"{name}: its inputs {inputs} and outputs {outputs} are not those that its metadata say")
+    expected_output = ("tensor(float)", [len(metadata.classes)])
+    if inputs != {"image": ("tensor(uint8)", list(metadata.shape))} or outputs != dict.fromkeys(
+        Outputs._fields, expected_output
+    ):
+        raise LockstepError(f"{name}: its inputs {inputs} and outputs {outputs} are not those in its metadata")
 
 
-def eight_bits(array: NDArray[Any]) -> Pixels:
+def to_uint8(array: NDArray[Any]) -> Pixels:
     if array.dtype == np.uint8:
         return array
     if not array.size or array.dtype.kind not in "biuf":
-        raise ImageError(f"is an array of {array.dtype} {array.shape}, not of pixels")
-    most = 1 if array.dtype.kind in "bf" else 255
-    if not (array.min() >= 0 and array.max() <= most):  # not a number fails too
-        raise ImageError(f"has pixels outside 0..{most}, which {array.dtype} ones lie in")
-    scaled: Pixels = np.rint(array * np.float32(255)).astype(np.uint8) if most == 1 else array.astype(np.uint8)
+        raise ImageError(f"an array of {array.dtype} with shape {array.shape} holds no pixels")
+    maximum = 1 if array.dtype.kind in "bf" else 255
+    if not (array.min() >= 0 and array.max() <= maximum):  # NaN fails too
+        raise ImageError(f"its pixels are outside 0..{maximum}, the range of {array.dtype}")
+    scaled: Pixels = np.rint(array * np.float32(255)).astype(np.uint8) if maximum == 1 else array.astype(np.uint8)
     return scaled
 
 
-def picture_of(array: Pixels) -> Image.Image:
-    """Of an array: height x width, and perhaps grey, RGB or RGBA last."""
+def array_to_image(array: Pixels) -> Image.Image:
+    """Of uint8[height, width], or with 1, 3 (RGB) or 4 (RGBA) channels last."""
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.size == 0 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
-        raise ImageError(f"is an array of shape {array.shape}: height x width, with 1, 3 or 4 channels last")
+        raise ImageError(f"an array of shape {array.shape} is not height x width with 1, 3 or 4 channels last")
     return Image.fromarray(array)

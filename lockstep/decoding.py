@@ -1,4 +1,4 @@
-"""A file, its bytes, or a picture that is open already -> the picture upright, opened only if it is not too large."""
+"""A path, the bytes of a file, or a PIL image -> the image, decoded, upright, and without transparency."""
 
 import io
 import warnings
@@ -12,87 +12,79 @@ from lockstep.errors import ImageError
 
 Color = tuple[int, int, int]
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
-PIXELS = 50_000_000  # more than a phone's camera makes; a small file can claim far more than it holds
+MAX_PIXELS = 50_000_000  # more than a phone's camera takes; a small file can claim to hold far more
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
-# The limit is ours, and odd EXIF is no matter. Once and for all: to switch warnings on and off is not thread-safe.
+MIN_DECODED_SIDE = 1024  # pixels; a JPEG is decoded at a reduced scale, but not below this
+# Our own limit applies, and unusual EXIF does not matter. At import, because changing filters is not thread-safe.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", module=r"PIL\.")
-ENOUGH = 1024  # a JPEG is decoded no finer than this, as far as its format can do that by itself
 
 
-def open_picture(source: str | Path | bytes | Image.Image, pixels: int = PIXELS) -> Image.Image:
-    """Whole in memory, turned as its EXIF says."""
+def open_image(source: str | Path | bytes | Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode the image and rotate it as its EXIF orientation says."""
+    if isinstance(source, (str, Path)):
+        try:
+            source = Path(source).read_bytes()
+        except (OSError, ValueError) as error:  # ValueError: the path has a null byte
+            raise ImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if isinstance(source, bytes) and not source:
+        raise ImageError("the file is empty")
     try:
         if isinstance(source, Image.Image):
-            return whole(source, pixels)
-        data = source if isinstance(source, bytes) else read(Path(source))
-        if not data:
-            raise ImageError("is empty")
-        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-            return whole(picture, pixels)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # a program may raise its warnings
-        raise ImageError(f"has more than {pixels:,} pixels") from None
+            return load_upright(source, max_pixels)
+        with Image.open(io.BytesIO(source), formats=FORMATS) as image:
+            return load_upright(image, max_pixels)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # a program may turn warnings into errors
+        raise ImageError(f"the image has more than {max_pixels:,} pixels") from None
     except ImageError:
         raise
-    except Exception as error:  # Pillow's readers raise what they like at bytes that are broken
-        known = ", ".join(FORMATS)
-        said = (
-            f" ({' '.join(str(error).split())})" if isinstance(error, OSError) and "identify" not in str(error) else ""
-        )
-        raise ImageError(f"is not a whole picture{said}; these are read: {known}") from None
+    except Exception as error:  # Pillow's decoders raise errors of many types for broken files
+        is_informative = isinstance(error, OSError) and "identify" not in str(error)
+        reason = f" ({' '.join(str(error).split())})" if is_informative else ""
+        raise ImageError(f"not a readable image{reason}; supported formats: {', '.join(FORMATS)}") from None
 
 
-def read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise ImageError("there is no such file") from None
-    except OSError as error:
-        raise ImageError(f"cannot be read: {error.strerror}") from None
-    except ValueError as error:  # a name with a null byte
-        raise ImageError(f"cannot be read: {error}") from None
-
-
-def whole(picture: Image.Image, pixels: int) -> Image.Image:
-    width, height = picture.size
+def load_upright(image: Image.Image, max_pixels: int) -> Image.Image:
+    width, height = image.size
     if not width * height:
-        raise ImageError("has no pixels")
-    if width * height > pixels:
-        raise ImageError(f"has more than {pixels:,} pixels: {width} x {height}")
-    if picture.format == "JPEG":
-        picture.draft(None, (ENOUGH, ENOUGH))
-    picture.load()
-    return upright(picture)
+        raise ImageError("the image has no pixels")
+    if width * height > max_pixels:
+        raise ImageError(f"the image has more than {max_pixels:,} pixels: {width} x {height}")
+    if image.format == "JPEG":
+        image.draft(None, (MIN_DECODED_SIDE, MIN_DECODED_SIDE))
+    image.load()
+    upright: Image.Image = ImageOps.exif_transpose(image)
+    return upright
 
 
-def upright(picture: Image.Image) -> Image.Image:
-    turned: Image.Image = ImageOps.exif_transpose(picture)
-    return turned
+def flatten_image(image: Image.Image, mode: str, background: Color | None = None) -> Image.Image:
+    """Convert to 8 bits per channel without transparency.
+
+    Args:
+        mode: "L" or "RGB".
+        background: the colour behind transparent pixels; chosen from the image unless given.
+    """
+    if image.mode.startswith(("I", "F")):
+        return scale_to_8_bits(np.asarray(image, np.float32)).convert(mode)
+    if "A" in image.getbands() or "transparency" in image.info:
+        if max(image.size) > 2 * MIN_DECODED_SIDE and image.mode == "RGBA":  # saves memory: four copies follow
+            image = image.reduce(max(image.size) // MIN_DECODED_SIDE)
+        image = image.convert("RGBA")
+        layer = Image.new("RGBA", image.size, background or choose_background(image))
+        image = Image.alpha_composite(layer, image)
+    return image.convert(mode)
 
 
-def flat(picture: Image.Image, mode: str, ground: Color | None = None) -> Image.Image:
-    """Without transparency, and of the mode (L or RGB), each channel of eight bits."""
-    if picture.mode.startswith(("I", "F")):
-        return eight_bits(np.asarray(picture, np.float32)).convert(mode)
-    if "A" in picture.getbands() or "transparency" in picture.info:
-        if max(picture.size) > 2 * ENOUGH and picture.mode == "RGBA":  # four copies of it are to come
-            picture = picture.reduce(max(picture.size) // ENOUGH)
-        picture = picture.convert("RGBA")
-        behind = Image.new("RGBA", picture.size, ground or ground_of(picture))
-        picture = Image.alpha_composite(behind, picture)
-    return picture.convert(mode)
-
-
-def eight_bits(values: NDArray[np.float32]) -> Image.Image:
-    """Of 16 bits, of 8 bits in a wider number, or of numbers up to 1; Pillow would cut them off."""
-    most = float(values.max())
-    scale = 1 / 257 if most > 255 else 255 if most <= 1 else 1
+def scale_to_8_bits(values: NDArray[np.float32]) -> Image.Image:
+    """Of 16-bit values, of 8-bit values in a wider type, or of values within 0..1; Pillow would clip them."""
+    maximum = float(values.max())
+    scale = 1 / 257 if maximum > 255 else 255 if maximum <= 1 else 1
     return Image.fromarray(np.clip(values * scale, 0, 255).astype(np.uint8))
 
 
-def ground_of(picture: Image.Image) -> Color:
-    """What goes behind a transparent drawing: white, or black if it is bright; behind a cut-out, its own colour."""
-    small = picture.copy()
+def choose_background(image: Image.Image) -> Color:
+    """White behind a dark drawing, black behind a bright one; behind a cut-out, its own median colour."""
+    small = image.copy()
     small.thumbnail((128, 128))
     pixels = np.asarray(small, np.float32)
     opacity = pixels[..., 3] / 255

@@ -1,17 +1,17 @@
-"""What a person is told in one line: what is wrong, and what to do."""
+"""Errors whose message is one line that says what is wrong and what to do."""
 
 
 class LockstepError(Exception):
-    """Wrong from outside: a file, a picture, a request."""
+    """A file, an image or an argument is wrong."""
 
 
 class ImageError(LockstepError):
-    """Not a picture, or one that the network cannot be shown."""
+    """Not a readable image, or one that shows nothing to classify."""
 
 
 class FileMissingError(LockstepError):
-    """Not there, or not to be read."""
+    """A file of the model is missing or cannot be read."""
 
 
 class HashMismatchError(LockstepError):
-    """A golden sample or a certificate is of another model: a run may be replacing the files, or have failed."""
+    """The certificate is of other files: a pipeline run may be replacing them, or has failed."""

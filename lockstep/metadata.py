@@ -1,4 +1,4 @@
-"""What an ONNX file of the pipeline says of itself: its classes, its input, how a picture is prepared for it."""
+"""The metadata_props of an ONNX file of the pipeline -> its classes, its input and its image preparation."""
 
 import json
 from collections.abc import Mapping
@@ -17,29 +17,27 @@ class ModelMetadata:
     width: int
     preparation: str
     dataset: str
-    metadata: dict[str, str]  # all of it, as it stands in the file
+    properties: dict[str, str]  # all metadata_props of the file
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of one image, as the network takes it."""
+        """Of one input: channels, height, width."""
         return self.channels, self.height, self.width
 
 
-def read_metadata(metadata: Mapping[str, str], name: str) -> ModelMetadata:
+def read_metadata(properties: Mapping[str, str], name: str) -> ModelMetadata:
     try:
-        classes = json.loads(metadata["classes"])
-        _, channels, height, width = json.loads(metadata["input"])["shape"]
-        preparation = metadata["preparation"]
+        classes = json.loads(properties["classes"])
+        _, channels, height, width = json.loads(properties["input"])["shape"]
+        preparation, dataset = properties["preparation"], properties.get("dataset", "unknown")
         if preparation not in PREPARATIONS:
-            raise ValueError(f"preparation {preparation!r}, where {' or '.join(PREPARATIONS)} is known here")
+            raise ValueError(f"preparation {preparation!r}; this version knows {' and '.join(PREPARATIONS)}")
         if not classes or not all(isinstance(label, str) for label in classes):
             raise ValueError(f"classes {classes!r}")
         if channels not in (1, 3):
             raise ValueError(f"{channels} channels")
-        return ModelMetadata(
-            tuple(classes), channels, height, width, preparation, metadata.get("dataset", "unknown"), dict(metadata)
-        )
     except KeyError as error:
-        raise LockstepError(f"{name}: its metadata lack {error}; is it a file that export_onnx wrote?") from None
+        raise LockstepError(f"{name}: its metadata lack {error}; use a file that export_onnx wrote") from None
     except (TypeError, ValueError) as error:
-        raise LockstepError(f"{name}: its metadata are not understood: {error}") from None
+        raise LockstepError(f"{name}: its metadata are not valid: {error}") from None
+    return ModelMetadata(tuple(classes), channels, height, width, preparation, dataset, dict(properties))

@@ -1,4 +1,4 @@
-"""The command: pictures -> a table for people, or a line of JSON for each picture."""
+"""Classify image files: a table for people, or one line of JSON per image."""
 
 import argparse
 import glob
@@ -12,108 +12,83 @@ from pathlib import Path
 
 import numpy as np
 
-from lockstep.classifier import BATCH, Classifier, Prediction
-from lockstep.decoding import PIXELS
+from lockstep.arguments import MODEL, positive
+from lockstep.classifier import BATCH_SIZE, Classifier, Prediction
+from lockstep.decoding import MAX_PIXELS
 from lockstep.errors import ImageError, LockstepError
 from lockstep.preparation import Pixels
 
-MODEL = Path("data/model/model.onnx")
-ENDINGS = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".pbm", ".pgm", ".ppm"}
+EXAMPLE = """example: lockstep predict scans/ digit.png --top 3
+exit status: 0 every image was classified, 1 some were not, 2 nothing could be started"""
+SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".pbm", ".pgm", ".ppm"}
 STDIN = "-"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """0: every picture has its line. 1: some have not. 2: nothing could be begun."""
-    given = parser().parse_args(arguments)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("files", nargs="*", metavar="FILE", help="image files, folders and globs; - is the standard input")
+    add("--model", type=Path, default=MODEL, help="the ONNX file; default: %(default)s")
+    add("--json", action="store_true", help="print one line of JSON per image")
+    add("--top", type=positive, default=1, metavar="N", help="classes to show in the table")
+    add("--threads", type=positive, metavar="N", help="CPU threads; default: all cores")
+    add("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help="of an image; default: %(default)s")
+
+
+def run(args: argparse.Namespace) -> int:
     try:
-        classifier = Classifier(given.model, tuned_for="throughput", threads=given.threads, pixels=given.max_pixels)
-    except LockstepError as problem:
-        print(problem, file=sys.stderr)
+        classifier = Classifier(args.model, tuned_for="throughput", threads=args.threads, max_pixels=args.max_pixels)
+    except LockstepError as error:
+        print(error, file=sys.stderr)
         return 2
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
-    sources = found(given.files or ([] if sys.stdin.isatty() else [STDIN]))
-    bad = False
-    any_source = False
-    width = 0
-    while some := list(islice(sources, BATCH)):
-        any_source = True
-        good: list[tuple[str, Pixels]] = []
-        for source in some:
+            stream.reconfigure(errors="backslashreplace")  # a file name need not be valid text
+    sources = expand_sources(args.files or ([] if sys.stdin.isatty() else [STDIN]))
+    status, source_count, width = 0, 0, 0
+    while batch := list(islice(sources, BATCH_SIZE)):
+        source_count += len(batch)
+        prepared: dict[int, Pixels] = {}
+        for index, source in enumerate(batch):
             try:
-                good.append((source, classifier.prepare(content(source))))
-            except ImageError as problem:
-                bad = True
-                print(f"{source}: {problem}", file=sys.stderr)
-        if not good:
-            continue
-        predictions = classifier.predictions(np.stack([pixels for _, pixels in good]))
-        width = max(width, *(len(source) for source, _ in good))
-        for (source, _), prediction in zip(good, predictions, strict=True):
-            print(as_json(source, prediction) if given.json else as_row(source, prediction, given.top, width))
+                prepared[index] = classifier.prepare(read_source(source))
+            except ImageError as error:
+                status = 1
+                print(f"{source}: {error}", file=sys.stderr)
+        if prepared:
+            width = max(width, *(len(batch[index]) for index in prepared))
+            predictions = classifier.predict_pixels(np.stack(list(prepared.values())))
+            for index, prediction in zip(prepared, predictions, strict=True):
+                if args.json:
+                    print(json.dumps({"file": batch[index], **vars(prediction)}))
+                else:
+                    print(format_row(batch[index], prediction, args.top, width))
         sys.stdout.flush()
-    if not any_source:
-        print("no picture: name files or folders, or send one to the standard input", file=sys.stderr)
+    if not source_count:
+        print("no image: name files or folders, or send an image to the standard input", file=sys.stderr)
         return 2
-    return int(bad)
+    return status
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m lockstep.predict", description=__doc__)
-    parser.add_argument(
-        "files", nargs="*", metavar="FILE", help="pictures, folders of them, globs; - is the standard input"
-    )
-    parser.add_argument("--model", type=Path, default=MODEL, help=f"the ONNX file; {MODEL} unless given")
-    parser.add_argument("--json", action="store_true", help="a line of JSON for each picture")
-    parser.add_argument("--top", type=positive, default=1, metavar="N", help="classes to show in the table")
-    parser.add_argument("--threads", type=positive, help="to compute with; all cores unless given")
-    parser.add_argument("--max-pixels", type=positive, default=PIXELS, help=f"of a picture; {PIXELS} unless given")
-    return parser
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not above 0")
-    return number
-
-
-def found(names: list[str]) -> Iterator[str]:
-    """Folders opened, to their depths and in order; globs that no shell expanded."""
+def expand_sources(names: list[str]) -> Iterator[str]:
+    """The image files of folders, recursively and sorted; globs that no shell expanded; other names unchanged."""
     for name in names:
-        if os.path.isdir(name):  # noqa: PTH112, Path.is_dir raises at a name that is too long
-            inside = (Path(folder) / file for folder, _, files in sorted(os.walk(name)) for file in sorted(files))
-            pictures = [str(file) for file in inside if file.suffix.lower() in ENDINGS]
-            yield from pictures or [name]
+        if os.path.isdir(name):  # noqa: PTH112, Path.is_dir raises if the name is too long
+            files = (Path(folder) / file for folder, _, inside in sorted(os.walk(name)) for file in sorted(inside))
+            yield from [str(file) for file in files if file.suffix.lower() in SUFFIXES] or [name]
         elif name != STDIN and not os.path.exists(name) and glob.has_magic(name):  # noqa: PTH110
             yield from sorted(glob.glob(name, recursive=True)) or [name]  # noqa: PTH207, it may be absolute
         else:
             yield name
 
 
-def content(source: str) -> bytes | str:
+def read_source(source: str) -> bytes | str:
     if source == STDIN:
         return sys.stdin.buffer.read()
     if os.path.isdir(source):  # noqa: PTH112
-        raise ImageError("has no picture in it")
+        raise ImageError("the folder contains no image")
     return source
 
 
-def as_json(source: str, prediction: Prediction) -> str:
-    known = {"file": source, "label": prediction.label, "probability": prediction.probability}
-    return json.dumps({**known, "probabilities": prediction.probabilities})
-
-
-def as_row(source: str, prediction: Prediction, top: int, width: int) -> str:
-    return f"{source:<{width}}  " + "   ".join(f"{label} {share:7.2%}" for label, share in prediction.top(top))
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except BrokenPipeError:  # of a reader that has seen enough, such as head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+def format_row(source: str, prediction: Prediction, top: int, width: int) -> str:
+    classes = (f"{label} {probability:7.2%}" for label, probability in prediction.top(top))
+    return f"{source:<{width}}  " + "   ".join(classes)

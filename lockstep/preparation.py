@@ -1,104 +1,100 @@
-"""A picture -> the pixels that the network was trained on, prepared as its metadata say."""
+"""An image -> the network's input, prepared as its training images were: the metadata name the preparation."""
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from lockstep.decoding import WHITE, flat
+from lockstep.decoding import WHITE, flatten_image
 from lockstep.errors import ImageError
-from lockstep.ink import Grey, find_ink
+from lockstep.ink import Gray, find_ink
 from lockstep.metadata import ModelMetadata
 
 Pixels = NDArray[np.uint8]
-WORK = 120  # the longer side that ink is looked for at
-THIN = 0.085  # of the ink's longer side: a pen that draws thinner is thickened to it; MNIST's is about 0.12
+WORK_SIDE = 120  # pixels: the longer side of the image in which ink is searched
+MIN_STROKE = 0.085  # stroke width over the longer side of the ink; thinner strokes are thickened. MNIST's is about 0.12
 
 
-def prepare(picture: Image.Image, facts: ModelMetadata) -> Pixels:
-    """(channels, height, width), as the network takes it."""
-    return like_mnist(picture, facts) if facts.preparation == "mnist" else resized(picture, facts)
+def prepare_image(image: Image.Image, metadata: ModelMetadata) -> Pixels:
+    """The network's input: uint8[channels, height, width]."""
+    if metadata.preparation == "mnist":
+        return prepare_like_mnist(image, metadata)
+    return stretch_to_size(image, metadata)
 
 
-def resized(picture: Image.Image, facts: ModelMetadata) -> Pixels:
-    """Stretched to size; transparency on white."""
-    mode = "L" if facts.channels == 1 else "RGB"
-    small = flat(picture, mode, WHITE).resize((facts.width, facts.height), Image.Resampling.BILINEAR)
-    return np.asarray(small).reshape(facts.height, facts.width, facts.channels).transpose(2, 0, 1).copy()
+def stretch_to_size(image: Image.Image, metadata: ModelMetadata) -> Pixels:
+    """Transparent pixels become white."""
+    flat = flatten_image(image, "L" if metadata.channels == 1 else "RGB", WHITE)
+    small = flat.resize((metadata.width, metadata.height), Image.Resampling.BILINEAR)
+    return np.asarray(small).reshape(metadata.height, metadata.width, metadata.channels).transpose(2, 0, 1).copy()
 
 
-def like_mnist(picture: Image.Image, facts: ModelMetadata) -> Pixels:
-    """As NIST's digits were made into MNIST's: cropped to the ink, scaled into a box, centred by mass."""
-    ink = thickened(closest(flat(picture, "L")))
-    box = round(5 / 7 * min(facts.height, facts.width))
+def prepare_like_mnist(image: Image.Image, metadata: ModelMetadata) -> Pixels:
+    """As NIST's digits became MNIST: cropped to the ink, scaled into a box, centred by mass (LeCun et al., 1998)."""
+    ink = thicken_strokes(crop_to_ink(flatten_image(image, "L")))
+    box = round(5 / 7 * min(metadata.height, metadata.width))  # 20 of 28 pixels
     height, width = (max(1, round(side * box / max(ink.shape))) for side in ink.shape)
-    pen = Image.fromarray((255 * ink).astype(np.uint8))
-    drawn = np.asarray(pen.resize((width, height), Image.Resampling.BILINEAR), np.float32)
-    image = centred(drawn * (255 / max(1.0, float(drawn.max()))), facts.height, facts.width)
-    return np.repeat(np.rint(image).astype(np.uint8)[None], facts.channels, axis=0)
+    full_size = Image.fromarray((255 * ink).astype(np.uint8))
+    scaled = np.asarray(full_size.resize((width, height), Image.Resampling.BILINEAR), np.float32)
+    centered = center_by_mass(scaled * (255 / max(1.0, float(scaled.max()))), metadata.height, metadata.width)
+    return np.repeat(np.rint(centered).astype(np.uint8)[None], metadata.channels, axis=0)
 
 
-def closest(grey: Image.Image) -> Grey:
-    """The ink, cropped to; what is small on a large sheet is looked at again, closer."""
-    small = reduced(grey)
-    ink, (left, top, right, bottom) = cropped(find_ink(np.asarray(small, np.float32)))
-    across, down = grey.width / small.width, grey.height / small.height
-    if across < 1.5 or max(right - left, bottom - top) > WORK / 2:
+def crop_to_ink(gray: Image.Image) -> Gray:
+    """The ink's bounding box; ink that is small on a large sheet is searched again at a higher resolution."""
+    small = shrink(gray)
+    ink, (left, top, right, bottom) = crop(find_ink(np.asarray(small, np.float32)))
+    x_scale, y_scale = gray.width / small.width, gray.height / small.height
+    if x_scale < 1.5 or max(right - left, bottom - top) > WORK_SIDE / 2:
         return ink
     margin = 0.25 * max(right - left, bottom - top) + 1
-    closer = grey.crop(
-        (
-            max(0, round(across * (left - margin))),
-            max(0, round(down * (top - margin))),
-            min(grey.width, round(across * (right + margin))),
-            min(grey.height, round(down * (bottom + margin))),
-        )
-    )
+    left, top = max(0, round(x_scale * (left - margin))), max(0, round(y_scale * (top - margin)))
+    right, bottom = round(x_scale * (right + margin)), round(y_scale * (bottom + margin))
+    region = gray.crop((left, top, min(gray.width, right), min(gray.height, bottom)))
     try:
-        return cropped(find_ink(np.asarray(reduced(closer), np.float32)))[0]
-    except ImageError:  # closer there is too little ground around it
+        return crop(find_ink(np.asarray(shrink(region), np.float32)))[0]
+    except ImageError:  # the region may have too little background around the ink
         return ink
 
 
-def reduced(grey: Image.Image) -> Image.Image:
-    if max(grey.size) > 2 * WORK:
-        grey = grey.reduce(max(grey.size) // WORK)
-    if max(grey.size) > WORK:
-        grey = grey.copy()
-        grey.thumbnail((WORK, WORK), Image.Resampling.BOX)
-    return grey
+def shrink(gray: Image.Image) -> Image.Image:
+    if max(gray.size) > 2 * WORK_SIDE:
+        gray = gray.reduce(max(gray.size) // WORK_SIDE)
+    if max(gray.size) > WORK_SIDE:
+        gray = gray.copy()
+        gray.thumbnail((WORK_SIDE, WORK_SIDE), Image.Resampling.BOX)
+    return gray
 
 
-def cropped(ink: Grey) -> tuple[Grey, tuple[int, int, int, int]]:
-    """And where it is: left, top, right, bottom."""
+def crop(ink: Gray) -> tuple[Gray, tuple[int, int, int, int]]:
+    """The ink and its bounding box: left, top, right, bottom."""
     rows, columns = (np.flatnonzero((ink > 0.2).any(axis=axis)) for axis in (1, 0))
     if not rows.size:
-        raise ImageError("shows nothing that stands out from its ground")
-    left, top, right, bottom = (int(each) for each in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+        raise ImageError("nothing stands out from the background")
+    left, top, right, bottom = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
     return ink[top:bottom, left:right], (left, top, right, bottom)
 
 
-def thickened(ink: Grey) -> Grey:
-    """With strokes as thick as the network knows them, if they are thinner."""
+def thicken_strokes(ink: Gray) -> Gray:
+    """Dilate strokes that are thinner than those of the training images."""
     edges = (np.abs(np.diff(np.pad(ink, 1), axis=axis)).sum() for axis in (0, 1))
-    width = 2.5 * float(ink.sum()) / float(sum(edges))  # a stroke has two sides; a slanted one counts 4/pi times
-    missing = THIN * max(ink.shape) - width
+    stroke = 2.5 * float(ink.sum()) / float(sum(edges))  # a stroke has two edges; a slanted one counts 4/pi times
+    missing = MIN_STROKE * max(ink.shape) - stroke
     size = 2 * round(missing / 2) + 1
     if size < 3:
         return ink
-    padded = np.pad(ink, size // 2)
-    pen = Image.fromarray((255 * padded).astype(np.uint8)).filter(ImageFilter.MaxFilter(size))
-    return np.asarray(pen, np.float32) / np.float32(255)
+    padded = Image.fromarray((255 * np.pad(ink, size // 2)).astype(np.uint8))
+    return np.asarray(padded.filter(ImageFilter.MaxFilter(size)), np.float32) / np.float32(255)
 
 
-def centred(drawn: Grey, height: int, width: int) -> Grey:
-    """Its centre of mass in the middle, as far as all of it stays inside."""
-    total = float(drawn.sum()) or 1.0
-    image = np.zeros((height, width), np.float32)
-    places = []
+def center_by_mass(ink: Gray, height: int, width: int) -> Gray:
+    """Place the ink so that its centre of mass is the centre, as far as all of it stays inside."""
+    total = float(ink.sum()) or 1.0
+    offsets = []
     for axis, side in ((0, height), (1, width)):
-        along = drawn.sum(axis=1 - axis)
-        mass = float((along * (np.arange(len(along)) + 0.5)).sum()) / total
-        places.append(min(max(0, round(side / 2 - mass)), side - len(along)))
-    top, left = places
-    image[top : top + drawn.shape[0], left : left + drawn.shape[1]] = drawn
-    return image
+        profile = ink.sum(axis=1 - axis)
+        center = float((profile * (np.arange(len(profile)) + 0.5)).sum()) / total
+        offsets.append(min(max(0, round(side / 2 - center)), side - len(profile)))
+    top, left = offsets
+    canvas = np.zeros((height, width), np.float32)
+    canvas[top : top + ink.shape[0], left : left + ink.shape[1]] = ink
+    return canvas

@@ -1,4 +1,4 @@
-"""What proves a model: the golden sample and the certificate beside it, each read once, and held against its bytes."""
+"""A model's bytes and the paths of its golden sample and certificate -> both, if the hashes of all three agree."""
 
 import hashlib
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ from typing import NamedTuple
 from lockstep.certificate import Certificate, read_certificate
 from lockstep.errors import FileMissingError, HashMismatchError
 
-MAKES = "`dvc repro` makes it, `dvc pull` fetches it"
+HINT = "`dvc repro` makes it, `dvc pull` fetches it"
 
 
 class Evidence(NamedTuple):
     certificate: Certificate
-    golden: bytes  # whose SHA-256 is the certificate's
+    golden: bytes  # whose SHA-256 the certificate names
 
 
 @dataclass(frozen=True)
 class Proof:
-    """Where golden sample and certificate lie."""
+    """The paths of a model's golden sample and certificate."""
 
     golden: Path
     certificate: Path
@@ -27,28 +27,29 @@ class Proof:
     def next_to(cls, model: Path) -> "Proof":
         return cls(model.parent / "golden.json", model.parent / "certificate.json")
 
-    def read(self, model: bytes, name: str) -> Evidence:
-        """Of the model with these bytes, before anything is made of them."""
-        golden = read_file(self.golden, f"a golden sample proves a model; {MAKES}")
-        data = read_file(self.certificate, f"a certificate proves a model that passed its gates; {MAKES}")
+    def read_evidence(self, model: bytes, name: str) -> Evidence:
+        """Read each file once, and check the hashes before anything else is done with the model's bytes."""
+        golden = read_file(self.golden, f"a proven model has a golden sample; {HINT}")
+        data = read_file(self.certificate, f"a proven model has a certificate; {HINT}")
         certificate = read_certificate(data, str(self.certificate))
-        for path, content, said in (
-            (name, model, certificate.hashes.model_sha256),
-            (self.golden, golden, certificate.hashes.golden_sha256),
+        hashes = certificate.hashes
+        for path, content, certified in (
+            (name, model, hashes.model_sha256),
+            (self.golden, golden, hashes.golden_sha256),
         ):
-            found = hashlib.sha256(content).hexdigest()
-            if found != said:
+            actual = hashlib.sha256(content).hexdigest()
+            if actual != certified:
                 raise HashMismatchError(
-                    f"{self.certificate}: does not certify {path}: it names sha256 {said[:12]}, and the file has "
-                    f"{found[:12]}; `dvc repro` certifies a model that passes its gates"
+                    f"{self.certificate}: does not certify {path}: it names sha256 {certified[:12]}, the file has "
+                    f"{actual[:12]}; `dvc repro` certifies a model that passes its gates"
                 )
         return Evidence(certificate, golden)
 
 
-def read_file(path: Path, missing: str) -> bytes:
+def read_file(path: Path, hint: str) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise FileMissingError(f"{path}: there is no such file; {missing}") from None
+        raise FileMissingError(f"{path}: there is no such file; {hint}") from None
     except OSError as error:
         raise FileMissingError(f"{path}: cannot be read: {error.strerror}") from None

@@ -1,4 +1,4 @@
-"""A real Chromium without a window, told what to do over its own protocol."""
+"""Headless Chromium, controlled over the Chrome DevTools Protocol."""
 
 import base64
 import itertools
@@ -51,13 +51,13 @@ class Chromium:
     def page(self, url: str, width: int = 900, height: int = 800) -> "Page":
         assert self.socket
         page = Page(self.socket)
-        target = page.tell("Target.createTarget", url="about:blank")["targetId"]
-        page.session = page.tell("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        target = page.send("Target.createTarget", url="about:blank")["targetId"]
+        page.session = page.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "DOM", "Log"):
-            page.tell(f"{domain}.enable")
-        page.shape(width, height)
-        page.tell("Page.navigate", url=url)
-        page.until("document.readyState === 'complete' && location.href !== 'about:blank'", 60)
+            page.send(f"{domain}.enable")
+        page.set_viewport(width, height)
+        page.send("Page.navigate", url=url)
+        page.wait_until("document.readyState === 'complete' && location.href !== 'about:blank'", 60)
         return page
 
 
@@ -66,10 +66,10 @@ class Page:
 
     def __init__(self, socket: ClientConnection) -> None:
         self.socket, self.session = socket, ""
-        self.asked: list[str] = []  # the addresses of all requests
-        self.complaints: list[str] = []  # errors in the console
+        self.requested_urls: list[str] = []  # of all requests
+        self.errors: list[str] = []  # errors in the console
 
-    def tell(self, method: str, **params: Any) -> dict[str, Any]:
+    def send(self, method: str, **params: Any) -> dict[str, Any]:
         number = next(self.numbers)
         message: dict[str, Any] = {"id": number, "method": method, "params": params}
         self.socket.send(json.dumps(message | ({"sessionId": self.session} if self.session else {})))
@@ -79,48 +79,48 @@ class Page:
                 assert "error" not in reply, reply
                 result: dict[str, Any] = reply["result"]
                 return result
-            self.note(reply)
+            self.record_event(reply)
 
-    def note(self, event: dict[str, Any]) -> None:
+    def record_event(self, event: dict[str, Any]) -> None:
         params = event.get("params", {})
         if event.get("method") == "Network.requestWillBeSent":
-            self.asked.append(params["request"]["url"])
+            self.requested_urls.append(params["request"]["url"])
         elif event.get("method") == "Runtime.exceptionThrown":
-            self.complaints.append(params["exceptionDetails"]["text"])
+            self.errors.append(params["exceptionDetails"]["text"])
         elif event.get("method") == "Log.entryAdded" and params["entry"]["level"] == "error":
-            self.complaints.append(params["entry"]["text"])
+            self.errors.append(params["entry"]["text"])
 
-    def shape(self, width: int, height: int, mobile: bool = False, scale: float = 1) -> None:
+    def set_viewport(self, width: int, height: int, mobile: bool = False, scale: float = 1) -> None:
         metrics = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": mobile}
-        self.tell("Emulation.setDeviceMetricsOverride", **metrics)
-        self.tell("Emulation.setTouchEmulationEnabled", enabled=mobile)
+        self.send("Emulation.setDeviceMetricsOverride", **metrics)
+        self.send("Emulation.setTouchEmulationEnabled", enabled=mobile)
 
-    def scheme(self, name: str) -> None:
-        self.tell("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": name}])
+    def set_color_scheme(self, name: str) -> None:
+        self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": name}])
 
-    def value(self, expression: str) -> Any:
-        result = self.tell("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+    def evaluate(self, expression: str) -> Any:
+        result = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
-    def until(self, expression: str, seconds: float = 15) -> Any:
+    def wait_until(self, expression: str, seconds: float = 15) -> Any:
         deadline = time.monotonic() + seconds
-        while not (found := self.value(expression)):
-            assert time.monotonic() < deadline, f"not within {seconds} s: {expression}; {self.complaints}"
+        while not (found := self.evaluate(expression)):
+            assert time.monotonic() < deadline, f"not within {seconds} s: {expression}; {self.errors}"
             time.sleep(0.05)
         return found
 
-    def key(self, name: str, times: int = 1) -> None:
+    def press_key(self, name: str, times: int = 1) -> None:
         text = {"text": " "} if name == " " else {}
         for _ in range(times):
-            self.tell("Input.dispatchKeyEvent", type="keyDown", key=name, **text)
-            self.tell("Input.dispatchKeyEvent", type="keyUp", key=name)
+            self.send("Input.dispatchKeyEvent", type="keyDown", key=name, **text)
+            self.send("Input.dispatchKeyEvent", type="keyUp", key=name)
 
-    def mouse(self, kind: str, x: float, y: float) -> None:
-        self.tell("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+    def send_mouse(self, kind: str, x: float, y: float) -> None:
+        self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
 
-    def touch(self, kind: str, *points: tuple[float, float]) -> None:
-        self.tell("Input.dispatchTouchEvent", type=kind, touchPoints=[{"x": x, "y": y} for x, y in points])
+    def send_touch(self, kind: str, *points: tuple[float, float]) -> None:
+        self.send("Input.dispatchTouchEvent", type=kind, touchPoints=[{"x": x, "y": y} for x, y in points])
 
-    def picture(self, path: Path) -> None:
-        path.write_bytes(base64.b64decode(self.tell("Page.captureScreenshot", format="png")["data"]))
+    def save_screenshot(self, path: Path) -> None:
+        path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"]))

@@ -1,6 +1,6 @@
-"""Engines that are not ours replay the golden sample: python tests/runtimes.py [MODEL] prints a table.
+"""Other inference engines replay the golden sample: python tests/runtimes.py [MODEL] prints a table.
 
-Each is installed into a folder of its own from the package registry, and run by a program in tests/replays.
+Each is installed from its package registry into a temporary folder and run by a program in tests/replays.
 """
 
 import http.server
@@ -25,53 +25,53 @@ REPLAYS = Path(__file__).parent / "replays"
 @dataclass(frozen=True)
 class Replay:
     version: str
-    same: int  # labels as the sample says, of all
+    equal_labels: int  # of all cases
     cases: int
     worst: float  # the largest difference of a logit or a probability
     tolerance: float
 
 
-def openvino(model: Path, golden: Path, folder: Path) -> Replay:
-    return python("with_openvino.py", ["openvino", "openvino-telemetry"], model, golden, folder)
+def replay_with_openvino(model: Path, golden: Path, folder: Path) -> Replay:
+    return replay_with_python("with_openvino.py", ["openvino", "openvino-telemetry"], model, golden, folder)
 
 
-def opencv(model: Path, golden: Path, folder: Path) -> Replay:
-    return python("with_opencv.py", ["opencv-python-headless"], model, golden, folder)
+def replay_with_opencv(model: Path, golden: Path, folder: Path) -> Replay:
+    return replay_with_python("with_opencv.py", ["opencv-python-headless"], model, golden, folder)
 
 
-def node(model: Path, golden: Path, folder: Path) -> Replay:
-    npm("onnxruntime-node", folder)
-    return judged(golden, said(["node", str(REPLAYS / "with_node.mjs"), str(model), str(golden)], cwd=folder))
+def replay_with_node(model: Path, golden: Path, folder: Path) -> Replay:
+    install_npm_package("onnxruntime-node", folder)
+    return compare(golden, run_command(["node", str(REPLAYS / "with_node.mjs"), str(model), str(golden)], cwd=folder))
 
 
-def browser(model: Path, golden: Path, folder: Path) -> Replay:
+def replay_in_browser(model: Path, golden: Path, folder: Path) -> Replay:
     from browser import Chromium
 
-    npm("onnxruntime-web", folder)
+    install_npm_package("onnxruntime-web", folder)
     site = folder / "site"
     shutil.copytree(folder / "node_modules" / "onnxruntime-web" / "dist", site / "ort")
     for source, name in ((model, "model.onnx"), (golden, "golden.json"), (REPLAYS / "with_wasm.html", "index.html")):
         shutil.copyfile(source, site / name)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site)))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(site)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         with Chromium(folder / "profile") as chromium:
             page = chromium.page(f"http://127.0.0.1:{server.server_port}/")
-            return judged(golden, page.until("window.answer", 60))
+            return compare(golden, page.wait_until("window.answer", 60))
     finally:
         server.shutdown()
         server.server_close()
 
 
 ENGINES: dict[str, Callable[[Path, Path, Path], Replay]] = {
-    "ONNX Runtime for Node": node,
-    "ONNX Runtime for the browser (WebAssembly)": browser,
-    "OpenVINO": openvino,
-    "OpenCV's DNN": opencv,
+    "ONNX Runtime for Node": replay_with_node,
+    "ONNX Runtime for the browser (WebAssembly)": replay_in_browser,
+    "OpenVINO": replay_with_openvino,
+    "OpenCV's DNN": replay_with_opencv,
 }
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
     def guess_type(self, path: Any) -> str:
         known = {".mjs": "text/javascript", ".wasm": "application/wasm"}
         return known.get(Path(path).suffix) or super().guess_type(path)
@@ -80,41 +80,43 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-def python(program: str, packages: list[str], model: Path, golden: Path, folder: Path) -> Replay:
+def replay_with_python(program: str, packages: list[str], model: Path, golden: Path, folder: Path) -> Replay:
     target = folder / "site-packages"
-    said([sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target",
-          str(target), *packages])  # fmt: skip
-    return judged(
-        golden, said([sys.executable, str(REPLAYS / program), str(model), str(golden)], PYTHONPATH=str(target))
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    run_command([*pip, "--target", str(target), *packages])
+    return compare(
+        golden, run_command([sys.executable, str(REPLAYS / program), str(model), str(golden)], PYTHONPATH=str(target))
     )
 
 
-def npm(package: str, folder: Path) -> None:
+def install_npm_package(package: str, folder: Path) -> None:
     (folder / "package.json").write_text("{}")
-    said(["npm", "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", package], cwd=folder)
+    run_command(["npm", "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", package], cwd=folder)
 
 
-def said(command: list[str], cwd: Path | None = None, **environment: str) -> str:
-    done = subprocess.run(
+def run_command(command: list[str], cwd: Path | None = None, **environment: str) -> str:
+    result = subprocess.run(
         command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
 
 
-def judged(golden: Path, answer: str) -> Replay:
-    found, content = json.loads(answer.splitlines()[-1] if "\n" in answer else answer), json.loads(golden.read_text())
-    assert "error" not in found, found["error"]
+def compare(golden: Path, answer: str) -> Replay:
+    outputs, content = json.loads(answer.splitlines()[-1] if "\n" in answer else answer), json.loads(golden.read_text())
+    assert "error" not in outputs, outputs["error"]
     cases = content["cases"]
-    assert len(found["answers"]) == len(cases)
+    assert len(outputs["answers"]) == len(cases)
     worst = max(
-        float(np.abs(np.array(mine[key]) - np.array(theirs[key])).max())
-        for mine, theirs in zip(found["answers"], cases, strict=True)
+        float(np.abs(np.array(actual[key]) - np.array(expected[key])).max())
+        for actual, expected in zip(outputs["answers"], cases, strict=True)
         for key in ("logits", "probabilities")
     )
     labels = [int(np.argmax(case["logits"])) for case in cases]
-    same = sum(int(np.argmax(mine["logits"])) == label for mine, label in zip(found["answers"], labels, strict=True))
-    return Replay(found["version"], same, len(cases), worst, content["tolerance"])
+    equal_labels = sum(
+        int(np.argmax(actual["logits"])) == label for actual, label in zip(outputs["answers"], labels, strict=True)
+    )
+    return Replay(outputs["version"], equal_labels, len(cases), worst, content["tolerance"])
 
 
 if __name__ == "__main__":
@@ -122,6 +124,9 @@ if __name__ == "__main__":
     model = Path(sys.argv[1] if len(sys.argv) > 1 else "data/model/model.onnx").absolute()
     print("| engine | version | labels | largest difference |\n|---|---|---|---|")
     for name, replay in ENGINES.items():
-        with tempfile.TemporaryDirectory() as place:
-            done = replay(model, model.with_name("golden.json"), Path(place))
-        print(f"| {name} | {done.version} | {done.same} of {done.cases} the same | {done.worst:.1e} |", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            result = replay(model, model.with_name("golden.json"), Path(folder))
+        print(
+            f"| {name} | {result.version} | {result.equal_labels} of {result.cases} the same | {result.worst:.1e} |",
+            flush=True,
+        )

@@ -1,4 +1,4 @@
-"""A real service in a process of its own, a network that knows handwritten digits, and requests."""
+"""Helpers for tests of the consumer: a service in its own process, requests, certificates, and a trained network."""
 
 import hashlib
 import http.client
@@ -25,7 +25,7 @@ from stages.core.files import write_json
 
 
 @dataclass
-class Reply:
+class Response:
     status: int
     headers: dict[str, str]
     content: bytes
@@ -46,31 +46,35 @@ class Service:
         host, port = self.url.removeprefix("http://").strip("/").split(":")
         return host, int(port)
 
-    def ask(self, path: str, body: Any = None, kind: str | None = None, method: str | None = None) -> Reply:
+    def request(
+        self, path: str, body: Any = None, content_type: str | None = None, method: str | None = None
+    ) -> Response:
         connection = http.client.HTTPConnection(*self.address, timeout=30)
         try:
-            headers = {"content-type": kind} if kind else {}
+            headers = {"content-type": content_type} if content_type else {}
             connection.request(method or ("GET" if body is None else "POST"), path, body, headers)
-            reply = connection.getresponse()
-            return Reply(reply.status, {name.lower(): value for name, value in reply.getheaders()}, reply.read())
+            response = connection.getresponse()
+            return Response(
+                response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()
+            )
         finally:
             connection.close()
 
-    def predict(self, body: bytes, kind: str = "image/png", query: str = "") -> Reply:
-        return self.ask(f"/predict{query}", body, kind)
+    def predict(self, body: bytes, content_type: str = "image/png", query: str = "") -> Response:
+        return self.request(f"/predict{query}", body, content_type)
 
-    def pixels(self, *images: Any) -> Reply:
+    def predict_pixels(self, *images: Any) -> Response:
         content = {"images": [np.asarray(image).tolist() for image in images]}
         return self.predict(json.dumps(content).encode(), "application/json")
 
 
 @contextmanager
 def running(folder: Path, model: Path, *flags: str) -> Iterator[Service]:
-    """`python -m lockstep.service.app`, a process of its own, on a free port of loopback."""
+    """`python -m lockstep serve` in a process of its own, on a free port of loopback."""
     log = folder / "service.log"
     with log.open("wb") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "lockstep.service.app", "--model", str(model), "--port", "0", *flags],
+            [sys.executable, "-m", "lockstep", "serve", "--model", str(model), "--port", "0", *flags],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -78,10 +82,10 @@ def running(folder: Path, model: Path, *flags: str) -> Iterator[Service]:
         )
     try:
         assert process.stdout
-        found = re.search(r"http://\S+", process.stdout.readline())
-        assert found, log.read_text()
-        service = Service(found[0], process, log)
-        until(lambda: answers(service), 30)
+        match = re.search(r"http://\S+", process.stdout.readline())
+        assert match, log.read_text()
+        service = Service(match[0], process, log)
+        until(lambda: is_ready(service), 30)
         yield service
     finally:
         process.send_signal(signal.SIGINT)
@@ -93,28 +97,28 @@ def running(folder: Path, model: Path, *flags: str) -> Iterator[Service]:
             process.stdout and process.stdout.close()
 
 
-def answers(service: Service) -> bool:
+def is_ready(service: Service) -> bool:
     try:
-        return service.ask("/readyz").status == 200
+        return service.request("/readyz").status == 200
     except OSError:
         return False
 
 
 def learn_handwriting(folder: Path) -> Path:
-    """The proven model of a network that learnt scikit-learn's 1,797 handwritten digits, prepared as MNIST's were."""
+    """A proven model, trained on scikit-learn's 1,797 handwritten digits prepared like MNIST."""
     from sklearn.datasets import load_digits
 
     from lockstep.metadata import ModelMetadata
-    from lockstep.preparation import like_mnist
+    from lockstep.preparation import prepare_like_mnist
     from stages.evaluate import evaluate
     from stages.export_onnx import export_onnx
     from stages.preprocess import preprocess
     from stages.train import train
     from stages.validate_parity import validate_parity
 
-    facts = ModelMetadata(tuple("0123456789"), 1, 28, 28, "mnist", "digits", {})
+    metadata = ModelMetadata(tuple("0123456789"), 1, 28, 28, "mnist", "digits", {})
     digits = load_digits()
-    images = np.stack([like_mnist(enlarged(image), facts)[0] for image in digits.images])
+    images = np.stack([prepare_like_mnist(enlarge(image), metadata)[0] for image in digits.images])
     raw = folder / "raw"
     raw.mkdir()
     for prefix, part in (("train", slice(0, 1600)), ("t10k", slice(1600, None))):
@@ -141,7 +145,7 @@ def learn_handwriting(folder: Path) -> Path:
     preprocess(params=params, raw=raw, splits=splits, samples=folder / "samples.png")
 
     def run(stage: Callable[..., None], **others: str) -> None:
-        """With files in the folder, each named as its flag but for those given."""
+        """Call the stage with files of the folder, each named like its parameter unless `others` has another name."""
         known = {"params": params, "splits": splits, "model": folder / "model.onnx", "golden": folder / "golden.json"}
         names = [name for name, each in inspect.signature(stage).parameters.items() if each.default is each.empty]
         stage(**{name: known.get(name, folder / others.get(name, name)) for name in names})
@@ -154,46 +158,46 @@ def learn_handwriting(folder: Path) -> Path:
 
 
 def certify(model: Path, **changes: Any) -> None:
-    """Write a certificate, as validate_parity would, of the model and the golden sample beside it as they are now.
+    """Write the certificate that validate_parity would write of the current model and golden sample.
 
-    `quality__accuracy=0.5` changes what stands there; None takes it away.
+    `quality__accuracy=0.5` changes that value; None removes the key.
     """
     path = model.with_name("certificate.json")
     content = json.loads(path.read_text())
-    hashes = {f"{name}_sha256": sha256(model.with_name(file)) for name, file in FILES.items()}
+    hashes = {f"{name}_sha256": sha256_of(model.with_name(file)) for name, file in CERTIFIED_FILES.items()}
     for name, value in {**hashes, **changes}.items():
-        *above, key = name.split("__")
-        part = content
-        for each in above:
-            part = part[each]
+        *parents, key = name.split("__")
+        section = content
+        for parent in parents:
+            section = section[parent]
         if value is None:
-            del part[key]
+            del section[key]
         else:
-            part[key] = value
+            section[key] = value
     content.pop("sha256", None)
     write_json(path, {**content, "sha256": hash_content(content)})
 
 
-FILES = {"model": "model.onnx", "golden": "golden.json"}
+CERTIFIED_FILES = {"model": "model.onnx", "golden": "golden.json"}
 
 
-def sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def enlarged(image: np.ndarray) -> Image.Image:
-    grey = Image.fromarray((image * 255 / 16).astype(np.uint8))
-    return grey.resize((64, 64), Image.Resampling.BICUBIC)
+def enlarge(image: np.ndarray) -> Image.Image:
+    """Of one of scikit-learn's digits, 8 x 8 values within 0..16."""
+    gray = Image.fromarray((image * 255 / 16).astype(np.uint8))
+    return gray.resize((64, 64), Image.Resampling.BICUBIC)
 
 
-def png(picture: Any, **options: Any) -> bytes:
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+def png_bytes(image: Image.Image | np.ndarray) -> bytes:
     data = io.BytesIO()
-    image.save(data, "PNG", **options)
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(data, "PNG")
     return data.getvalue()
 
 
-def form(*files: tuple[str, bytes], field: str = "images") -> tuple[bytes, str]:
+def form_body(*files: tuple[str, bytes], field: str = "images") -> tuple[bytes, str]:
     """A multipart body and its content type."""
     parts = [
         f'--cut\r\ncontent-disposition: form-data; name="{field}"; filename="{name}"\r\n\r\n'.encode() + data + b"\r\n"

@@ -1,1 +1,1 @@
-"""The HTTP service. It needs the extra `service`."""
+"""The HTTP service of a model."""

@@ -1,45 +1,46 @@
-"""uvicorn's HTTP protocol, with a limit on how long a request's headers may take to arrive."""
+"""uvicorn's HTTP protocol with a time limit for a request's headers: uvicorn itself waits for them forever."""
 
-from asyncio import Transport
-from typing import Any
+from asyncio import TimerHandle, Transport
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 
 class HeaderTimeoutProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-    """uvicorn itself waits for ever for the rest of a request's headers."""
-
     seconds = 10.0
-    waiting: Any = None
+    timer: TimerHandle | None = None
+
+    @property
+    def is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
 
     def connection_made(self, transport: Transport) -> None:
         super().connection_made(transport)
-        self.limit()
+        self.start_timer()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.unlimit()
-        elif self.waiting is None:
-            self.limit()
+        if self.is_answering:
+            self.cancel_timer()
+        elif self.timer is None:
+            self.start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.unlimit()
+        self.cancel_timer()
         super().connection_lost(exc)
 
-    def limit(self) -> None:
-        self.waiting = self.loop.call_later(self.seconds, self.expire)
+    def start_timer(self) -> None:
+        self.timer = self.loop.call_later(self.seconds, self.close_unless_answering)
 
-    def unlimit(self) -> None:
-        if self.waiting:
-            self.waiting.cancel()
-        self.waiting = None
+    def cancel_timer(self) -> None:
+        if self.timer:
+            self.timer.cancel()
+        self.timer = None
 
-    def expire(self) -> None:
-        self.waiting = None
-        if self.cycle is None or self.cycle.response_complete:
+    def close_unless_answering(self) -> None:
+        self.timer = None
+        if not self.is_answering:
             self.transport.close()
 
 
-def patient(seconds: float) -> type[HeaderTimeoutProtocol]:
-    return type("Patient", (HeaderTimeoutProtocol,), {"seconds": seconds})
+def make_protocol(seconds: float) -> type[HeaderTimeoutProtocol]:
+    return type("HeaderTimeoutProtocol", (HeaderTimeoutProtocol,), {"seconds": seconds})

@@ -1,76 +1,71 @@
-"""What the service counts, in the text form that Prometheus reads."""
+"""What the service counts, for Prometheus."""
 
-import bisect
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import time
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+PATHS = ("/", "/predict", "/model", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json")
 
 
-@dataclass
-class Histogram:
-    bounds: tuple[float, ...]
-    counts: list[int] = field(default_factory=list)
-    total: float = 0.0
+class Metrics:
+    """The metrics of one application, in a registry of its own."""
 
-    def __post_init__(self) -> None:
-        self.counts = [0] * (len(self.bounds) + 1)
-
-    def add(self, value: float) -> None:
-        self.counts[bisect.bisect_left(self.bounds, value)] += 1
-        self.total += value
-
-    def lines(self, name: str, labels: str = "") -> Iterator[str]:
-        seen = 0
-        for bound, count in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
-            seen += count
-            yield f'{name}_bucket{{{labels}{"," if labels else ""}le="{bound}"}} {seen}'
-        braces = f"{{{labels}}}" if labels else ""
-        yield f"{name}_sum{braces} {self.total}"
-        yield f"{name}_count{braces} {seen}"
-
-
-class Counts:
     def __init__(self) -> None:
-        self.requests: Counter[tuple[str, int]] = Counter()
-        self.reloads: Counter[str] = Counter(taken_up=0, refused=0)
-        self.waiting = False  # for a model whose files are all there and agree
-        self.seconds: dict[str, Histogram] = {}
-        self.batches = Histogram(IMAGES)
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+        registry = self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "lockstep_requests", "Requests answered, by path and status.", ["path", "status"], registry=registry
+        )
+        self.request_seconds = Histogram(
+            "lockstep_request_seconds",
+            "Time from a request's headers to its answer.",
+            ["path"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.images_inside = Gauge(
+            "lockstep_images_inside", "Images of requests that are being answered.", registry=registry
+        )
+        self.reloads = Counter(
+            "lockstep_model_reloads", "New model files, by whether they were taken up.", ["result"], registry=registry
+        )
+        for result in ("taken_up", "refused"):
+            self.reloads.labels(result)
+        self.model_waiting = Gauge(
+            "lockstep_model_waiting",
+            "1 while files are missing or of different models, as during a run; for long: a run has failed.",
+            registry=registry,
+        )
+        self.model = Info("lockstep_model", "The model that answers.", registry=registry)
 
-    def request(self, path: str, status: int, seconds: float) -> None:
-        self.requests[path, status] += 1
-        self.seconds.setdefault(path, Histogram(SECONDS)).add(seconds)
-
-    def batch(self, images: int) -> None:
-        self.batches.add(images)
-
-    def text(self, inside: int, model: str) -> str:
-        return "\n".join([*self.lines(inside, model), ""])
-
-    def lines(self, inside: int, model: str) -> Iterator[str]:
-        yield from head("lockstep_requests_total", "counter", "Requests answered, by path and status.")
-        for (path, status), count in sorted(self.requests.items()):
-            yield f'lockstep_requests_total{{path="{path}",status="{status}"}} {count}'
-        yield from head("lockstep_request_seconds", "histogram", "Time from a request's headers to its answer.")
-        for path, histogram in sorted(self.seconds.items()):
-            yield from histogram.lines("lockstep_request_seconds", f'path="{path}"')
-        yield from head("lockstep_batch_images", "histogram", "Images that the network was given at once.")
-        yield from self.batches.lines("lockstep_batch_images")
-        yield from head("lockstep_images_inside", "gauge", "Images of requests that are being answered.")
-        yield f"lockstep_images_inside {inside}"
-        yield from head("lockstep_model_reloads_total", "counter", "New model files, by what became of them.")
-        for result, count in sorted(self.reloads.items()):
-            yield f'lockstep_model_reloads_total{{result="{result}"}} {count}'
-        meaning = "1 while the files are missing or of different models, as in a run; for long: a run failed."
-        yield from head("lockstep_model_waiting", "gauge", meaning)
-        yield f"lockstep_model_waiting {int(self.waiting)}"
-        yield from head("lockstep_model_info", "gauge", "The model that answers.")
-        yield f'lockstep_model_info{{sha256="{model}"}} 1'
+    def render(self) -> bytes:
+        return prometheus_client.generate_latest(self.registry)
 
 
-def head(name: str, kind: str, meaning: str) -> Iterator[str]:
-    yield f"# HELP {name} {meaning}"
-    yield f"# TYPE {name} {kind}"
+class RequestMetrics:
+    """ASGI middleware that counts each request; unknown paths are counted together as `other`."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 500
+
+        async def send_and_note_status(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_and_note_status)
+        finally:
+            path = scope["path"] if scope["path"] in PATHS else "other"
+            self.metrics.requests.labels(path, status).inc()
+            self.metrics.request_seconds.labels(path).observe(time.perf_counter() - started)

@@ -1,127 +1,155 @@
-"""What the service's OpenAPI document says, written from the model that answers now: sizes and classes are true."""
+"""The model that answers now -> the OpenAPI document of the service, with that model's classes and sizes."""
 
 from typing import Any
 
-from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
-
+from lockstep.classifier import Classifier
 from lockstep.metadata import ModelMetadata
-from lockstep.service.request_body import FIELD, Limits
+from lockstep.service.request_body import FIELD
+from lockstep.service.settings import Settings
 
-PATHS = ("/", "/predict", "/model", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json")
-SAID = {
-    400: "The body is not what its content type says, or was cut off",
-    408: "It did not arrive in time",
+Schema = dict[str, Any]
+STATUSES = {
+    400: "The body does not match its content type, or was cut off",
+    408: "The request did not arrive in time",
     413: "Too many bytes, or too many images",
-    415: "Another content type",
-    422: "Not a picture, one that is too large, one that shows nothing, or pixels of another shape",
-    503: "Too much to do: ask again after the seconds of Retry-After",
+    415: "Unsupported content type",
+    422: "Not a readable image, one that is too large or shows nothing, or pixels of another shape",
+    503: "Too busy or not ready: try again after the seconds in Retry-After",
 }
-ERROR = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+# Loads Swagger UI from a content delivery network: the only page that needs one.
+DOCS_PAGE = """<!doctype html>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Lockstep</title>
+<link rel="icon" href="data:,">
+<link rel="stylesheet" href="https://cdn.jsdelivr.net/npm/swagger-ui-dist@5/swagger-ui.css">
+<div id="docs"></div>
+<script src="https://cdn.jsdelivr.net/npm/swagger-ui-dist@5/swagger-ui-bundle.js"></script>
+<script>SwaggerUIBundle({url: "openapi.json", dom_id: "#docs"})</script>
+"""
 
 
-def answers(schema: dict[str, Any], *statuses: int) -> dict[str, Any]:
-    """Arguments of a route: what it answers, and nothing else."""
-    others = {status: {"description": SAID[status], "content": ERROR} for status in statuses}
-    good = {"description": "Done", "content": {"application/json": {"schema": schema}}}
-    return {"responses": {200: good, **others}, "response_model": None}
+def closed_object(**properties: Schema) -> Schema:
+    return {**open_object(**properties), "additionalProperties": False}
 
 
-def an_object(**properties: Any) -> dict[str, Any]:
-    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+def open_object(**properties: Schema) -> Schema:
+    """Allows further properties."""
+    return {"type": "object", "properties": properties, "required": list(properties)}
 
 
-def extensible_object(**properties: Any) -> dict[str, Any]:
-    """Allows additional properties."""
-    return {**an_object(**properties), "additionalProperties": True}
+def array(items: Schema, **limits: int) -> Schema:
+    return {"type": "array", "items": items, **limits}
 
 
-TEXT, WHOLE = {"type": "string"}, {"type": "integer"}
-NUMBER = {"type": "number", "minimum": 0}
-CERTIFICATE = {
-    **extensible_object(
-        format=WHOLE,
-        model_sha256=TEXT,
-        weights_sha256=TEXT,
-        golden_sha256=TEXT,
-        dataset=extensible_object(name=TEXT, origin=TEXT, splits_sha256=TEXT),
-        quality=extensible_object(
-            **dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high", "min_accuracy"), NUMBER), images=WHOLE
-        ),
-        parity=extensible_object(configurations=WHOLE, images=WHOLE, atol=NUMBER, margin=NUMBER),
-        environment={"type": "object"},
-        sha256={"type": "string", "description": "Of all else, as canonical JSON"},
+def reference(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def operation(name: str, summary: str, schema: Schema, *statuses: int, media_type: str = "application/json") -> Schema:
+    """One operation of a path: its answer with status 200, and its errors."""
+    responses = {"200": {"description": "Successful response", "content": {media_type: {"schema": schema}}}}
+    for status in statuses:
+        content = {"application/json": {"schema": reference("Error")}}
+        responses[str(status)] = {"description": STATUSES[status], "content": content}
+    return {"operationId": name, "summary": summary, "responses": responses}
+
+
+TEXT, INTEGER, NUMBER = {"type": "string"}, {"type": "integer"}, {"type": "number", "minimum": 0}
+PROBABILITY = {**NUMBER, "maximum": 1}
+STATUS = closed_object(status=TEXT)
+CERTIFICATE = open_object(
+    format=INTEGER,
+    model_sha256=TEXT,
+    weights_sha256=TEXT,
+    golden_sha256=TEXT,
+    dataset=open_object(name=TEXT, origin=TEXT, splits_sha256=TEXT),
+    quality=open_object(
+        accuracy=NUMBER, accuracy_low=NUMBER, accuracy_high=NUMBER, min_accuracy=NUMBER, images=INTEGER
     ),
-    "description": "What the pipeline proved of the model before it certified it",
-}
-PREDICT = answers({"$ref": "#/components/schemas/Predictions"}, 400, 408, 413, 415, 422, 503)
-MODEL = answers({"$ref": "#/components/schemas/Model"})
-HEALTH = answers(an_object(status=TEXT))
-READY = answers(an_object(status=TEXT), 503)
-METRICS: dict[str, Any] = {
-    "responses": {200: {"description": "Prometheus's text form", "content": {"text/plain": {"schema": TEXT}}}},
-    "response_model": None,
-}
+    parity=open_object(configurations=INTEGER, images=INTEGER, atol=NUMBER, margin=NUMBER),
+    environment={"type": "object"},
+    sha256={**TEXT, "description": "Of all other keys, as canonical JSON"},
+)
+MODEL = closed_object(
+    sha256=TEXT,
+    classes=array(TEXT),
+    input=closed_object(channels=INTEGER, height=INTEGER, width=INTEGER),
+    preparation=TEXT,
+    dataset=TEXT,
+    metadata={"type": "object", "additionalProperties": TEXT},
+    golden_difference={"type": ["number", "null"]},
+    certificate={
+        "anyOf": [reference("Certificate"), {"type": "null"}],
+        "description": "The content of certificate.json; null if the service runs with --unproven",
+    },
+    refused={"type": ["string", "null"], "description": "Why the newest files were not taken up"},
+    metrics={"type": ["object", "null"], "description": "The report, if it is of the model that answers"},
+)
 
 
-def describe(app: FastAPI, facts: ModelMetadata, limits: Limits) -> dict[str, Any]:
-    whole = get_openapi(
-        title=app.title,
-        version=app.version,
-        routes=app.routes,
-        description=f"Labels images: {facts.dataset}, {len(facts.classes)} classes.",
+def describe_api(classifier: Classifier, settings: Settings) -> Schema:
+    metadata = classifier.metadata
+    seen = {"name": "seen", "in": "query", "required": False, "schema": {"type": "boolean", "default": False}}
+    predict = operation(
+        "predict",
+        "Classify images: the bytes of an image file, a form of image files, or pixels as JSON",
+        closed_object(model=TEXT, predictions=array(reference("Prediction"))),
+        *STATUSES,
     )
-    predict = whole["paths"]["/predict"]["post"]
-    predict["requestBody"] = request_body(facts, limits)
-    share = {"type": "number", "minimum": 0, "maximum": 1}
-    label = {"type": "string", "enum": list(facts.classes)}
-    prediction = an_object(
-        name={"type": ["string", "null"], "description": "Of the file, in a form"},
-        label=label,
-        probability=share,
-        probabilities=an_object(**dict.fromkeys(facts.classes, share)),
-    )
-    prediction["properties"]["seen"] = {
-        "type": "string",
-        "format": "byte",
-        "description": f"With ?seen=true: the {' x '.join(map(str, facts.shape))} pixels that the network was given",
-    }
-    whole.setdefault("components", {})["schemas"] = {
-        "Error": an_object(error={"type": "string", "description": "What is wrong, in a line"}),
-        "Predictions": an_object(model=TEXT, predictions={"type": "array", "items": prediction}),
-        "Model": an_object(
-            sha256=TEXT,
-            classes={"type": "array", "items": TEXT},
-            input=an_object(channels=WHOLE, height=WHOLE, width=WHOLE),
-            preparation=TEXT,
-            dataset=TEXT,
-            metadata={"type": "object", "additionalProperties": TEXT},
-            golden_difference={"type": ["number", "null"]},
-            certificate={
-                "anyOf": [{"$ref": "#/components/schemas/Certificate"}, {"type": "null"}],
-                "description": "As it stands in the file; null of a service that runs with --unproven",
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Lockstep",
+            "version": classifier.sha256[:12],
+            "description": f"Classifies images: {metadata.dataset}, {len(metadata.classes)} classes.",
+        },
+        "paths": {
+            "/predict": {"post": {**predict, "parameters": [seen], "requestBody": request_body(metadata, settings)}},
+            "/model": {
+                "get": operation("model", "The model's hash, metadata, certificate and report", reference("Model"))
             },
-            refused={"type": ["string", "null"], "description": "Why the newest files were not taken up"},
-            metrics={"type": ["object", "null"], "description": "The report, if it is of the model that answers"},
-        ),
-        "Certificate": CERTIFICATE,
+            "/healthz": {"get": operation("health", "The process answers", STATUS)},
+            "/readyz": {"get": operation("ready", "The service can classify images now", STATUS, 503)},
+            "/metrics": {"get": operation("metrics", "Metrics for Prometheus", TEXT, media_type="text/plain")},
+        },
+        "components": {
+            "schemas": {
+                "Error": closed_object(error={**TEXT, "description": "What is wrong, in one line"}),
+                "Prediction": prediction_schema(metadata),
+                "Model": MODEL,
+                "Certificate": CERTIFICATE,
+            }
+        },
     }
-    return whole
 
 
-def request_body(facts: ModelMetadata, limits: Limits) -> dict[str, Any]:
-    image: dict[str, Any] = {"type": "integer", "minimum": 0, "maximum": 255}
-    for side in reversed(facts.shape if facts.channels > 1 else facts.shape[1:]):
-        image = {"type": "array", "items": image, "minItems": side, "maxItems": side}
-    many = {"type": "array", "minItems": 1, "maxItems": limits.images}
-    picture = {"type": "string", "format": "binary", "description": "A PNG, JPEG, GIF, BMP, WebP, TIFF or PPM file"}
-    blank = [[0] * facts.width for _ in range(facts.height)]
-    example = [blank if facts.channels == 1 else [blank] * facts.channels]
+def prediction_schema(metadata: ModelMetadata) -> Schema:
+    schema = closed_object(
+        name={"type": ["string", "null"], "description": "Of the file, in a form"},
+        label={**TEXT, "enum": list(metadata.classes)},
+        probability=PROBABILITY,
+        probabilities=closed_object(**dict.fromkeys(metadata.classes, PROBABILITY)),
+    )
+    size = " x ".join(map(str, metadata.shape))
+    description = f"With ?seen=true: the network's input, {size} bytes"
+    schema["properties"]["seen"] = {**TEXT, "format": "byte", "description": description}
+    return schema
+
+
+def request_body(metadata: ModelMetadata, settings: Settings) -> Schema:
+    pixels: Schema = {**INTEGER, "minimum": 0, "maximum": 255}
+    blank: Any = 0
+    for side in reversed(metadata.shape if metadata.channels > 1 else metadata.shape[1:]):
+        pixels, blank = array(pixels, minItems=side, maxItems=side), [blank] * side
+    file = {**TEXT, "format": "binary", "description": "A PNG, JPEG, GIF, BMP, WebP, TIFF or PPM file"}
+    limits = {"minItems": 1, "maxItems": settings.max_images}
+    json_schema, form_schema = (closed_object(**{FIELD: array(items, **limits)}) for items in (pixels, file))
     return {
         "required": True,
         "content": {
-            "application/json": {"schema": an_object(**{FIELD: {**many, "items": image}}), "example": {FIELD: example}},
-            "multipart/form-data": {"schema": an_object(**{FIELD: {**many, "items": picture}})},
-            **{kind: {"schema": picture} for kind in ("image/png", "image/jpeg", "application/octet-stream")},
+            "application/json": {"schema": json_schema, "example": {FIELD: [blank]}},
+            "multipart/form-data": {"schema": form_schema},
+            **{kind: {"schema": file} for kind in ("image/png", "image/jpeg", "application/octet-stream")},
         },
     }

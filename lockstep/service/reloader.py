@@ -1,121 +1,110 @@
-"""The model that answers now: a new one is taken up with its certificate and golden sample, else the old one stays."""
+"""The model that answers: replaced when new files are proven, and kept while they are not."""
 
 import asyncio
 import json
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lockstep.classifier import Classifier
 from lockstep.errors import FileMissingError, HashMismatchError, LockstepError
-from lockstep.proof import Proof
-from lockstep.service.metrics import Counts
+from lockstep.proof import read_file
+from lockstep.service.metrics import Metrics
+from lockstep.service.settings import Settings
 
 log = logging.getLogger("lockstep")
-Stamp = list[tuple[int, ...] | None]
-
-
-@dataclass(frozen=True)
-class ModelFiles:
-    model: Path
-    proof: Proof | None  # none: models are taken up unproven
-    report: Path | None  # what evaluate wrote, to be shown
-
-    def stamp(self) -> Stamp:
-        proof = (self.proof.golden, self.proof.certificate) if self.proof else ()
-        return [stamp(path) for path in (self.model, *proof)]
 
 
 class ModelReloader:
-    def __init__(self, files: ModelFiles, threads: int, pixels: int, counts: Counts) -> None:
-        self.files, self.threads, self.pixels, self.counts = files, threads, pixels, counts
-        self.seen = files.stamp()
-        self.refused: str | None = None
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self.settings, self.files, self.metrics = settings, settings.files, metrics
+        self.signature = self.files.signature()
+        self.refusal: str | None = None  # why the newest files were not taken up
+        self.is_waiting = False
         self.classifier = self.load()
-        if files.report:
-            metrics(files.report)
+        self.metrics.model.info({"sha256": self.classifier.sha256})
+        if self.files.report:
+            read_report(self.files.report)
 
     def load(self) -> Classifier:
-        """From files that may be replaced meanwhile: their bytes, each read once, agree or are refused."""
-        return Classifier(self.files.model, threads=self.threads, pixels=self.pixels, proven=self.files.proof or False)
+        """Each file is read once, so that files that are replaced meanwhile either agree or are refused."""
+        return Classifier(
+            self.files.model,
+            threads=self.settings.threads,
+            max_pixels=self.settings.max_pixels,
+            proven=self.files.proof or False,
+        )
 
-    async def watch(self, seconds: float) -> None:
-        """For ever: look at the files, and take up what is new once it has stood still for one look."""
+    async def watch(self) -> None:
+        """Check the files forever; reload them once they have been the same for two checks."""
         while True:
-            await asyncio.sleep(seconds)
-            before = self.files.stamp()
-            if before == self.seen:
+            await asyncio.sleep(self.settings.reload_seconds)
+            signature = self.files.signature()
+            if signature == self.signature:
                 continue
-            await asyncio.sleep(seconds)
-            if before == self.files.stamp():
-                self.seen = before
-                await asyncio.to_thread(self.take_up)
+            await asyncio.sleep(self.settings.reload_seconds)
+            if signature == self.files.signature():
+                self.signature = signature
+                await asyncio.to_thread(self.reload)
 
-    def take_up(self) -> None:
-        """Missing files, or files of different models, mean that a run still writes, or failed: keep the old."""
+    def reload(self) -> None:
+        """Missing files and files of different models mean that a run is writing, or has failed: wait."""
         try:
             classifier = self.load()
         except Exception as error:
-            said = str(error) if isinstance(error, LockstepError) else repr(error)
-            waiting = isinstance(error, FileMissingError | HashMismatchError)
-            if not (waiting and self.counts.waiting):
-                log.warning("%s: %s; %s goes on to answer", "waits" if waiting else "refused", said, self.short)
-            if not waiting:
-                self.counts.reloads["refused"] += 1
-            self.refused, self.counts.waiting = said, waiting
+            reason = str(error) if isinstance(error, LockstepError) else repr(error)
+            is_waiting = isinstance(error, FileMissingError | HashMismatchError)
+            if not (is_waiting and self.is_waiting):
+                result = "waiting for a complete model" if is_waiting else "refused"
+                log.warning("%s: %s; %s still answers", result, reason, self.classifier.sha256[:12])
+            if not is_waiting:
+                self.metrics.reloads.labels("refused").inc()
+            self.set_state(reason, is_waiting)
             return
-        new = classifier.sha256 != self.classifier.sha256
-        if new:
-            self.counts.reloads["taken_up"] += 1
-        if new or self.refused:
+        is_new = classifier.sha256 != self.classifier.sha256
+        if is_new:
+            self.metrics.reloads.labels("taken_up").inc()
+            self.metrics.model.info({"sha256": classifier.sha256})
+        if is_new or self.refusal:
             log.warning("taken up: %s, sha256 %s", self.files.model, classifier.sha256[:12])
-        self.classifier, self.refused, self.counts.waiting = classifier, None, False
+        self.classifier = classifier
+        self.set_state(None, False)
 
-    @property
-    def short(self) -> str:
-        return self.classifier.sha256[:12]
+    def set_state(self, refusal: str | None, is_waiting: bool) -> None:
+        self.refusal, self.is_waiting = refusal, is_waiting
+        self.metrics.model_waiting.set(is_waiting)
 
-    def about(self) -> dict[str, Any]:
-        classifier, facts = self.classifier, self.classifier.facts
+    def describe(self) -> dict[str, Any]:
+        """The answer of /model."""
+        classifier, metadata = self.classifier, self.classifier.metadata
         return {
             "sha256": classifier.sha256,
-            "classes": list(facts.classes),
-            "input": {"channels": facts.channels, "height": facts.height, "width": facts.width},
-            "preparation": facts.preparation,
-            "dataset": facts.dataset,
-            "metadata": facts.metadata,
+            "classes": list(metadata.classes),
+            "input": {"channels": metadata.channels, "height": metadata.height, "width": metadata.width},
+            "preparation": metadata.preparation,
+            "dataset": metadata.dataset,
+            "metadata": metadata.properties,
             "golden_difference": classifier.replay.difference if classifier.replay else None,
             "certificate": classifier.certificate.content if classifier.certificate else None,
-            "refused": self.refused,
-            "metrics": self.metrics(classifier),
+            "refused": self.refusal,
+            "metrics": self.report_of(classifier),
         }
 
-    def metrics(self, classifier: Classifier) -> dict[str, Any] | None:
-        """Of the report, unless a later run has written it: then it is of another model than its certificate's."""
+    def report_of(self, classifier: Classifier) -> dict[str, Any] | None:
+        """None if a later run has overwritten the report: it is then not the one that the certificate is based on."""
         try:
-            found = metrics(self.files.report) if self.files.report else None
+            report = read_report(self.files.report) if self.files.report else None
         except LockstepError:
             return None
-        proven = vars(classifier.certificate.quality) if classifier.certificate else {}
-        return found if found and all(found.get(key) == value for key, value in proven.items()) else None
+        certified = vars(classifier.certificate.quality) if classifier.certificate else {}
+        return report if report and all(report.get(key) == value for key, value in certified.items()) else None
 
 
-def metrics(report: Path) -> dict[str, Any]:
+def read_report(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(report.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise LockstepError(f"{report}: cannot be read: {error.strerror}") from None
+        report = json.loads(read_file(path, "the stage evaluate writes it"))
     except ValueError as error:
-        raise LockstepError(f"{report}: not a report: {error}") from None
-    if not isinstance(content, dict):
-        raise LockstepError(f"{report}: not a report: no JSON object")
-    return content
-
-
-def stamp(path: Path) -> tuple[int, ...] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
+        raise LockstepError(f"{path}: not a report: {error}") from None
+    if not isinstance(report, dict):
+        raise LockstepError(f"{path}: not a report: not a JSON object")
+    return report

@@ -1,4 +1,4 @@
-"""The library: pictures of any kind in, labels with their probabilities out."""
+"""The library: images of any kind in, labels with their probabilities out."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ import onnx
 import pytest
 from conftest import ROOT
 from PIL import Image
-from served import certify, png
+from served import certify, png_bytes
 
 from lockstep import Classifier, ImageError, LockstepError, Prediction, Proof
 
@@ -26,100 +26,102 @@ def classifier(made: Path) -> Classifier:
     return Classifier(made / "model.onnx")
 
 
-def test_arrays_of_the_networks_size_are_taken_as_they_are(classifier: Classifier, tested: Tested) -> None:
+def test_arrays_of_the_networks_size_are_its_input_without_preparation(classifier: Classifier, tested: Tested) -> None:
     images, labels = tested
-    many = classifier.predict(images)
-    assert [int(one.label) for one in many] == labels.tolist()
-    assert classifier.predict(images[:, 0]) == many
-    for one in (images[3, 0], images[3, 0] / 255.0, images[3, 0].astype(np.int64)):
-        assert classifier.predict(one) == many[3]
-    assert classifier.predict(images[3]) == classifier.predict(images[3:4]) == [many[3]]
+    predictions = classifier.predict(images)
+    assert [int(prediction.label) for prediction in predictions] == labels.tolist()
+    assert classifier.predict(images[:, 0]) == predictions
+    for prediction in (images[3, 0], images[3, 0] / 255.0, images[3, 0].astype(np.int64)):
+        assert classifier.predict(prediction) == predictions[3]
+    assert classifier.predict(images[3]) == classifier.predict(images[3:4]) == [predictions[3]]
 
 
 def test_a_prediction_has_label_probability_and_all_probabilities(classifier: Classifier, tested: Tested) -> None:
-    one = classifier.predict(tested[0][0, 0])
-    assert isinstance(one, Prediction)
-    assert list(one.probabilities) == list("0123456789")
-    assert one.probability == one.probabilities[one.label] == max(one.probabilities.values())
-    assert sum(one.probabilities.values()) == pytest.approx(1, abs=1e-5)
-    assert one.top(3)[0] == (one.label, one.probability)
-    assert len(one.top(3)) == 3
+    prediction = classifier.predict(tested[0][0, 0])
+    assert isinstance(prediction, Prediction)
+    assert list(prediction.probabilities) == list("0123456789")
+    assert (
+        prediction.probability == prediction.probabilities[prediction.label] == max(prediction.probabilities.values())
+    )
+    assert sum(prediction.probabilities.values()) == pytest.approx(1, abs=1e-5)
+    assert prediction.top(3)[0] == (prediction.label, prediction.probability)
+    assert len(prediction.top(3)) == 3
 
 
-def test_paths_bytes_pil_images_and_arrays_are_the_same_picture(
+def test_paths_bytes_pil_images_and_arrays_give_the_same_prediction(
     classifier: Classifier, tested: Tested, tmp_path: Path
 ) -> None:
     large = Image.fromarray(tested[0][5, 0]).resize((90, 90))
-    (tmp_path / "one.png").write_bytes(png(large))
-    whole = [tmp_path / "one.png", str(tmp_path / "one.png"), png(large), large, np.asarray(large)]
-    one = classifier.predict(whole[0])
-    assert [classifier.predict(each) for each in whole] == [one] * 5
-    assert classifier.predict(whole) == [one] * 5
-    assert classifier.predict(np.stack([np.asarray(large)[..., None]] * 2)) == [one] * 2
+    (tmp_path / "one.png").write_bytes(png_bytes(large))
+    forms = [tmp_path / "one.png", str(tmp_path / "one.png"), png_bytes(large), large, np.asarray(large)]
+    prediction = classifier.predict(forms[0])
+    assert [classifier.predict(form) for form in forms] == [prediction] * 5
+    assert classifier.predict(forms) == [prediction] * 5
+    assert classifier.predict(np.stack([np.asarray(large)[..., None]] * 2)) == [prediction] * 2
 
 
-def test_batches_inside_give_what_one_by_one_gives(made: Path, tested: Tested) -> None:
-    small = Classifier(made / "model.onnx", batch=7, tuned_for="throughput").predict(tested[0])
-    for one, other in zip(small, Classifier(made / "model.onnx").predict(tested[0]), strict=True):
-        assert one.label == other.label
-        assert one.probability == pytest.approx(other.probability, abs=1e-5)
+def test_the_batch_size_does_not_change_predictions(made: Path, tested: Tested) -> None:
+    predictions = Classifier(made / "model.onnx", batch_size=7, tuned_for="throughput").predict(tested[0])
+    for prediction, expected in zip(predictions, Classifier(made / "model.onnx").predict(tested[0]), strict=True):
+        assert prediction.label == expected.label
+        assert prediction.probability == pytest.approx(expected.probability, abs=1e-5)
     assert Classifier(made / "model.onnx").predict([]) == []
 
 
-def test_many_threads_share_one(classifier: Classifier, tested: Tested) -> None:
+def test_threads_can_share_a_classifier(classifier: Classifier, tested: Tested) -> None:
     images = tested[0][:, 0]
-    alone = [classifier.predict(image) for image in images]
+    expected = [classifier.predict(image) for image in images]
     with ThreadPoolExecutor(8) as threads:
-        assert list(threads.map(classifier.predict, list(images) * 3)) == alone * 3
+        assert list(threads.map(classifier.predict, list(images) * 3)) == expected * 3
 
 
 @pytest.mark.parametrize(
-    ("picture", "said"),
+    ("image", "message"),
     [
         (b"", "is empty"),
-        (b"\x89PNG\r\n\x1a\n rest", "is not a whole picture"),
-        (b"no picture", "is not a whole picture"),
-        ("no/such.png", "no/such.png there is no such file"),
+        (b"\x89PNG\r\n\x1a\n rest", "not a readable image"),
+        (b"not an image", "not a readable image"),
+        ("no/such.png", "no/such.png: cannot be read: No such file"),
         (np.zeros((5, 5, 2), np.uint8), r"shape \(5, 5, 2\)"),
         (np.full((28, 28), 256), "outside 0..255"),
         (np.full((28, 28), np.nan), "outside 0..1"),
         (np.zeros((0, 28), np.uint8), "shape"),
-        (np.full((50, 50), 7, np.uint8), "nothing that stands out"),
-        (Image.new("RGBA", (40, 40)), "nothing that stands out"),
+        (np.full((50, 50), 7, np.uint8), "nothing stands out"),
+        (Image.new("RGBA", (40, 40)), "nothing stands out"),
         (Image.new("L", (0, 0)), "has no pixels"),
         (Image.new("1", (10_000, 10_000)), "more than 50,000,000 pixels"),
         ("a\0b", "null byte"),
     ],
 )
-def test_what_is_no_picture_is_said_in_a_line(classifier: Classifier, picture: Any, said: str) -> None:
-    with pytest.raises(ImageError, match=said) as error:
-        classifier.predict(picture)
+def test_an_invalid_image_is_an_error_of_one_line(classifier: Classifier, image: Any, message: str) -> None:
+    with pytest.raises(ImageError, match=message) as error:
+        classifier.predict(image)
     assert "\n" not in str(error.value)
-    with pytest.raises(ImageError, match="picture 1 "):
-        classifier.predict([np.eye(28), picture])
+    with pytest.raises(ImageError, match=r"image 1: |no/such.png: |a.b: "):
+        classifier.predict([np.eye(28), image])
 
 
-def test_a_picture_cut_off_is_refused(classifier: Classifier) -> None:
+def test_a_truncated_image_is_refused(classifier: Classifier) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (99, 99), dtype=np.uint8)
-    with pytest.raises(ImageError, match="is not a whole picture"):
-        classifier.predict(png(noise)[:-2000])
+    with pytest.raises(ImageError, match="not a readable image"):
+        classifier.predict(png_bytes(noise)[:-2000])
 
 
-def test_a_picture_larger_than_allowed_is_refused_before_it_is_decoded(made: Path) -> None:
-    bomb = png(Image.new("1", (10_000, 10_000)))
+def test_an_image_with_too_many_pixels_is_refused_before_it_is_decoded(made: Path) -> None:
+    bomb = png_bytes(Image.new("1", (10_000, 10_000)))
     assert len(bomb) < 100_000
-    with pytest.raises(ImageError, match="has more than 50,000,000 pixels"):
+    with pytest.raises(ImageError, match="the image has more than 50,000,000 pixels"):
         Classifier(made / "model.onnx").predict(bomb)
     with pytest.raises(ImageError, match="more than 100 pixels: 11 x 11"):
-        Classifier(made / "model.onnx", pixels=100).predict(png(np.eye(11, dtype=np.uint8)))
+        Classifier(made / "model.onnx", max_pixels=100).predict(png_bytes(np.eye(11, dtype=np.uint8)))
 
 
-def test_what_is_no_model_is_said_in_a_line(made: Path, tmp_path: Path) -> None:
-    (tmp_path / "no.onnx").write_bytes(b"no model")
+def test_an_invalid_model_is_an_error_of_one_line(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "no.onnx").write_bytes(b"not a model")
     proto = onnx.load(made / "model.onnx")
     properties = {entry.key: entry.value for entry in proto.metadata_props}
     cases = {"missing": "there is no such file", "no": "does not load it", "bare": "its metadata lack 'classes'"}
-    cases |= {"other": "is not those|are not those", "odd": "preparation 'odd'"}
+    cases |= {"other": "are not those", "odd": "preparation 'odd'"}
     for name, changes in {
         "bare": {"classes": None},
         "other": {"classes": '["a"]'},
@@ -130,14 +132,14 @@ def test_what_is_no_model_is_said_in_a_line(made: Path, tmp_path: Path) -> None:
             if value is not None:
                 proto.metadata_props.add(key=key, value=value)
         (tmp_path / f"{name}.onnx").write_bytes(proto.SerializeToString())
-    for name, said in cases.items():
-        with pytest.raises(LockstepError, match=said) as error:
+    for name, message in cases.items():
+        with pytest.raises(LockstepError, match=message) as error:
             Classifier(tmp_path / f"{name}.onnx")
         assert str(tmp_path / name) in str(error.value)
         assert "\n" not in str(error.value)
 
 
-def test_a_proven_model_has_its_certificate_and_one_that_is_not_is_refused(
+def test_a_proven_model_has_its_certificate_and_an_unproven_one_is_refused(
     made: Path, copied: Path, tmp_path: Path
 ) -> None:
     classifier = Classifier(copied, proven=True)
@@ -149,19 +151,19 @@ def test_a_proven_model_has_its_certificate_and_one_that_is_not_is_refused(
     assert (classifier.replay.images, classifier.replay.tolerance) == (10, 0.0001)
     assert Classifier(copied).certificate is Classifier(copied).replay is None
 
-    elsewhere = Proof(made / "golden.json", made / "certificate.json")
+    proof = Proof(made / "golden.json", made / "certificate.json")
     for name in ("golden.json", "certificate.json"):
         copied.with_name(name).unlink()
         with pytest.raises(LockstepError, match=f"{name}: there is no such file; .*`dvc repro`"):
             Classifier(copied, proven=True)
         shutil.copyfile(made / name, copied.with_name(name))
-    alone = Path(shutil.copyfile(copied, tmp_path / "alone.onnx"))
-    assert Classifier(alone, proven=elsewhere).certificate == classifier.certificate
+    expected = Path(shutil.copyfile(copied, tmp_path / "alone.onnx"))
+    assert Classifier(expected, proven=proof).certificate == classifier.certificate
     with pytest.raises(LockstepError, match="there is no such file"):
-        Classifier(alone, proven=True)
-    alone.write_bytes(alone.read_bytes() + b"\0")
+        Classifier(expected, proven=True)
+    expected.write_bytes(expected.read_bytes() + b"\0")
     with pytest.raises(LockstepError, match=r"certificate.json: does not certify .*alone.onnx"):
-        Classifier(alone, proven=elsewhere)
+        Classifier(expected, proven=proof)
 
 
 BROKEN_GOLDEN = [
@@ -172,38 +174,36 @@ BROKEN_GOLDEN = [
 ]
 
 
-@pytest.mark.parametrize(("data", "said"), BROKEN_GOLDEN, ids=["half", "no shape", "empty", "deep"])
-def test_a_golden_sample_that_is_none_is_refused_although_it_is_certified(copied: Path, data: bytes, said: str) -> None:
+@pytest.mark.parametrize(("data", "message"), BROKEN_GOLDEN, ids=["half", "no shape", "empty", "deep"])
+def test_an_invalid_golden_sample_is_refused_even_if_it_is_certified(copied: Path, data: bytes, message: str) -> None:
     copied.with_name("golden.json").write_bytes(data)
     certify(copied)
-    with pytest.raises(LockstepError, match=f"the golden sample of .* {said}") as error:
+    with pytest.raises(LockstepError, match=f"the golden sample of .* {message}") as error:
         Classifier(copied, proven=True)
     assert "\n" not in str(error.value)
 
 
-def test_threads_that_wait_do_not_spin(made: Path, tested: Tested) -> None:
-    """They would take a core from what else runs on the machine."""
+def test_waiting_threads_do_not_spin(made: Path, tested: Tested) -> None:
+    """Spinning threads would take a core from other work on the machine."""
     classifier, images = Classifier(made / "model.onnx", threads=2), tested[0][:64]
     classifier.run(images)
-    began = time.process_time()
+    started = time.process_time()
     for _ in range(20):
         classifier.run(images)
-        time.sleep(0.02)  # a thread that spins does so for several of them
-    assert time.process_time() - began < 0.1
+        time.sleep(0.02)  # a spinning thread spins for several milliseconds
+    assert time.process_time() - started < 0.1
 
 
 def test_library_and_command_import_nothing_but_onnxruntime_numpy_and_pillow(made: Path, tmp_path: Path) -> None:
-    """What is imported at run time, after a prediction."""
-    (tmp_path / "x.png").write_bytes(png(np.eye(28) > 0))
+    (tmp_path / "x.png").write_bytes(png_bytes(np.eye(28) > 0))
     program = f"""
 import json, sys
-from lockstep import predict
-from lockstep import verify
-assert verify.main([{str(made / "model.onnx")!r}]) == 0
-predict.main([{str(tmp_path / "x.png")!r}, "--model", {str(made / "model.onnx")!r}])
+from lockstep.__main__ import main
+assert main(["verify", {str(made / "model.onnx")!r}]) == 0
+main(["predict", {str(tmp_path / "x.png")!r}, "--model", {str(made / "model.onnx")!r}])
 print(json.dumps(sorted({{name.split(".")[0] for name in sys.modules}})))
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    found = set(json.loads(done.stdout.splitlines()[-1]))
-    assert {"numpy", "onnxruntime", "PIL"} <= found
-    assert not found & {"torch", "onnx", "stages", "flows", "fastapi", "pydantic", "starlette", "sklearn", "scipy"}
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    imported = set(json.loads(result.stdout.splitlines()[-1]))
+    assert {"numpy", "onnxruntime", "PIL"} <= imported
+    assert not imported & {"torch", "onnx", "stages", "flows", "fastapi", "pydantic", "starlette", "sklearn", "scipy"}

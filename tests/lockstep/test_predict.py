@@ -1,4 +1,4 @@
-"""The command: a table for people, JSON lines for programs, a line for each bad file, and an honest exit status."""
+"""`lockstep predict`: a table or JSON lines, one line per bad file, and the exit status."""
 
 import json
 import subprocess
@@ -12,89 +12,89 @@ from PIL import Image
 
 
 @pytest.fixture
-def folder(tested: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> Path:
+def images(tested: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> Path:
     for index in range(3):
-        inside = tmp_path / "pictures" / ("deep" if index == 2 else "")
-        inside.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(tested[0][index, 0]).resize((84, 84)).save(inside / f"{index}.png")
-    (tmp_path / "pictures" / "notes.txt").write_text("no picture")
-    return tmp_path / "pictures"
+        subfolder = tmp_path / "images" / ("deep" if index == 2 else "")
+        subfolder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(tested[0][index, 0]).resize((84, 84)).save(subfolder / f"{index}.png")
+    (tmp_path / "images" / "notes.txt").write_text("not an image")
+    return tmp_path / "images"
 
 
-def command(made: Path, *words: str | Path, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
-    line = [sys.executable, "-m", "lockstep.predict", *map(str, words), "--model", str(made / "model.onnx")]
-    return subprocess.run(line, cwd=ROOT, input=stdin, capture_output=True, check=False)
+def run_predict(made: Path, *arguments: str | Path, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "lockstep", "predict", *map(str, arguments), "--model", str(made / "model.onnx")]
+    return subprocess.run(command, cwd=ROOT, input=stdin, capture_output=True, check=False)
 
 
-def rows(done: subprocess.CompletedProcess[bytes]) -> list[dict]:
-    return [json.loads(line) for line in done.stdout.decode().splitlines()]
+def parse_rows(result: subprocess.CompletedProcess[bytes]) -> list[dict]:
+    return [json.loads(line) for line in result.stdout.decode().splitlines()]
 
 
-def test_a_line_of_json_for_each_picture(made: Path, folder: Path) -> None:
-    done = command(made, folder / "0.png", folder / "1.png", "--json")
-    assert (done.returncode, done.stderr) == (0, b"")
-    first, second = rows(done)
+def test_one_line_of_json_per_image(made: Path, images: Path) -> None:
+    result = run_predict(made, images / "0.png", images / "1.png", "--json")
+    assert (result.returncode, result.stderr) == (0, b"")
+    first, second = parse_rows(result)
     assert list(first) == ["file", "label", "probability", "probabilities"]
-    assert [first["file"], second["file"]] == [str(folder / "0.png"), str(folder / "1.png")]
+    assert [first["file"], second["file"]] == [str(images / "0.png"), str(images / "1.png")]
     assert first["probability"] == first["probabilities"][first["label"]] == max(first["probabilities"].values())
 
 
-def test_folders_to_their_depths_globs_and_the_standard_input(made: Path, folder: Path) -> None:
-    every = [str(folder / name) for name in ("0.png", "1.png", "deep/2.png")]
-    assert [row["file"] for row in rows(command(made, folder, "--json"))] == every
-    assert [row["file"] for row in rows(command(made, f"{folder}/*.png", "--json"))] == every[:2]
-    assert [row["file"] for row in rows(command(made, f"{folder}/**/*.png", "--json"))] == every
-    (one,) = rows(command(made, "-", "--json", stdin=(folder / "1.png").read_bytes()))
-    assert one == rows(command(made, folder / "1.png", "--json"))[0] | {"file": "-"}
-    assert rows(command(made, "--json", stdin=(folder / "1.png").read_bytes())) == [one]
+def test_folders_globs_and_the_standard_input(made: Path, images: Path) -> None:
+    paths = [str(images / name) for name in ("0.png", "1.png", "deep/2.png")]
+    assert [row["file"] for row in parse_rows(run_predict(made, images, "--json"))] == paths
+    assert [row["file"] for row in parse_rows(run_predict(made, f"{images}/*.png", "--json"))] == paths[:2]
+    assert [row["file"] for row in parse_rows(run_predict(made, f"{images}/**/*.png", "--json"))] == paths
+    (row,) = parse_rows(run_predict(made, "-", "--json", stdin=(images / "1.png").read_bytes()))
+    assert row == parse_rows(run_predict(made, images / "1.png", "--json"))[0] | {"file": "-"}
+    assert parse_rows(run_predict(made, "--json", stdin=(images / "1.png").read_bytes())) == [row]
 
 
-def test_the_table_shows_as_many_classes_as_asked(made: Path, folder: Path) -> None:
-    done = command(made, folder / "0.png", folder / "deep" / "2.png", "--top", "3")
-    lines = done.stdout.decode().splitlines()
-    best = rows(command(made, folder / "0.png", "--json"))[0]
+def test_top_sets_the_number_of_classes_in_the_table(made: Path, images: Path) -> None:
+    result = run_predict(made, images / "0.png", images / "deep" / "2.png", "--top", "3")
+    lines = result.stdout.decode().splitlines()
+    best = parse_rows(run_predict(made, images / "0.png", "--json"))[0]
     assert len(lines) == 2
-    assert lines[0].split()[:3] == [str(folder / "0.png"), best["label"], f"{best['probability']:.2%}"]
+    assert lines[0].split()[:3] == [str(images / "0.png"), best["label"], f"{best['probability']:.2%}"]
     assert lines[0].count("%") == lines[1].count("%") == 3
 
 
-def test_a_bad_file_is_a_line_and_the_rest_go_on(made: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_bad_file_is_one_line_and_the_others_are_classified(made: Path, images: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    bad = [folder / "notes.txt", tmp_path / "missing.png", tmp_path / "empty", f"{tmp_path}/*.none", "x" * 300]
-    done = command(made, *bad[:2], folder / "0.png", *bad[2:], folder / "1.png", "--json")
-    assert done.returncode == 1
-    assert [row["file"] for row in rows(done)] == [str(folder / "0.png"), str(folder / "1.png")]
-    lines = done.stderr.decode().splitlines()
-    assert [line.split(": ")[0] for line in lines] == [str(each) for each in bad]
-    assert "is not a whole picture" in lines[0]
-    assert "no such file" in lines[1]
-    assert "has no picture in it" in lines[2]
+    bad_sources = [images / "notes.txt", tmp_path / "missing.png", tmp_path / "empty", f"{tmp_path}/*.none", "x" * 300]
+    result = run_predict(made, *bad_sources[:2], images / "0.png", *bad_sources[2:], images / "1.png", "--json")
+    assert result.returncode == 1
+    assert [row["file"] for row in parse_rows(result)] == [str(images / "0.png"), str(images / "1.png")]
+    lines = result.stderr.decode().splitlines()
+    assert [line.split(": ")[0] for line in lines] == [str(source) for source in bad_sources]
+    assert "not a readable image" in lines[0]
+    assert "No such file" in lines[1]
+    assert "contains no image" in lines[2]
 
 
-def test_without_a_model_or_a_picture_nothing_is_begun(made: Path, folder: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "lockstep.predict", str(folder / "0.png"), "--model", "no.onnx"],
+def test_without_a_model_or_an_image_it_fails(made: Path, images: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "lockstep", "predict", str(images / "0.png"), "--model", "no.onnx"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.splitlines() == [
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.splitlines() == [
         "no.onnx: there is no such file; `dvc repro` or `dvc pull` makes data/model/model.onnx"
     ]
-    assert command(made, "--top", "0", folder / "0.png").returncode == 2
-    assert command(made, stdin=b"").stderr == b"-: is empty\n"
+    assert run_predict(made, "--top", "0", images / "0.png").returncode == 2
+    assert run_predict(made, stdin=b"").stderr == b"-: the file is empty\n"
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(made: Path, folder: Path) -> None:
-    many = " ".join([str(folder / "0.png")] * 300)
-    shell = f"{sys.executable} -m lockstep.predict {many} --json --model {made / 'model.onnx'} | head -1"
-    done = subprocess.run(shell, shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert len(done.stdout.splitlines()) == 1
-    assert done.stderr == ""
+def test_a_closed_pipe_is_not_an_error(made: Path, images: Path) -> None:
+    many = " ".join([str(images / "0.png")] * 300)
+    shell = f"{sys.executable} -m lockstep predict {many} --json --model {made / 'model.onnx'} | head -1"
+    result = subprocess.run(shell, shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert len(result.stdout.splitlines()) == 1
+    assert result.stderr == ""
 
 
-def test_more_pictures_than_a_batch_keep_their_order(made: Path, folder: Path) -> None:
-    names = [folder / f"{index % 2}.png" for index in range(150)]
-    assert [row["file"] for row in rows(command(made, *names, "--json"))] == list(map(str, names))
+def test_images_of_several_batches_keep_their_order(made: Path, images: Path) -> None:
+    names = [images / f"{index % 2}.png" for index in range(150)]
+    assert [row["file"] for row in parse_rows(run_predict(made, *names, "--json"))] == list(map(str, names))

@@ -1,32 +1,33 @@
-"""Any picture of a digit becomes what the network was trained on: grey, cropped, scaled, centred by mass."""
+"""The preparation of images: any image of a digit becomes one like those in MNIST."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
-from served import enlarged
+from served import enlarge
 
-from benchmarks.pictures import HARD, accuracy, rendered
-from benchmarks.pictures import made as hard
+from benchmarks.pictures import DISTORTIONS, distort_digits, measure_accuracy, render_fonts
 from lockstep import Classifier, ImageError
 
-ALIKE = 12  # of 255, the mean difference of two pictures of one seven; other digits are 18 and more from it
+MAX_DIFFERENCE = 12  # of 255: mean difference of two images of a seven; other digits differ by at least 18
 
 
 @pytest.fixture(scope="module")
-def seen(made: Path) -> Classifier:
+def classifier(made: Path) -> Classifier:
     return Classifier(made / "model.onnx")
 
 
-def seven(paper: str, ink: str, mode: str = "RGB", size: tuple[int, int] = (300, 200), width: int = 20) -> Image.Image:
-    picture = Image.new(mode, size, paper)
-    ImageDraw.Draw(picture).line([(120, 50), (200, 50), (150, 160)], fill=ink, width=width, joint="curve")
-    return picture
+def draw_seven(
+    paper: str, ink: str, mode: str = "RGB", size: tuple[int, int] = (300, 200), width: int = 20
+) -> Image.Image:
+    image = Image.new(mode, size, paper)
+    ImageDraw.Draw(image).line([(120, 50), (200, 50), (150, 160)], fill=ink, width=width, joint="curve")
+    return image
 
 
-def test_it_is_bright_on_dark_twenty_pixels_long_and_centred_by_mass(seen: Classifier) -> None:
-    image = seen.prepare(seven("white", "black"))
+def test_ink_is_bright_twenty_pixels_long_and_centred_by_mass(classifier: Classifier) -> None:
+    image = classifier.prepare(draw_seven("white", "black"))
     assert (image.shape, image.dtype, image.max()) == ((1, 28, 28), np.uint8, 255)
     rows, columns = np.nonzero(image[0] > 60)
     assert max(np.ptp(rows), np.ptp(columns)) + 1 in (19, 20)
@@ -36,67 +37,70 @@ def test_it_is_bright_on_dark_twenty_pixels_long_and_centred_by_mass(seen: Class
 
 
 @pytest.mark.parametrize(
-    "picture",
+    "image",
     [
-        seven("black", "white"),
-        seven("#e8dfc8", "#27324f"),
-        seven("#27324f", "#e8dfc8"),
-        seven("white", "black", "L"),
-        seven("white", "black").convert("P"),
-        seven("white", "black").convert("1"),
-        seven("white", "black").convert("CMYK"),
-        Image.fromarray(np.asarray(seven("white", "black", "L"), np.uint16) * 257),
-        Image.fromarray(np.asarray(seven("white", "black", "L"), np.float32) / 255),
-        seven("#00000000", "black", "RGBA"),
-        seven("#00000000", "white", "RGBA"),
-        seven("#ffffff00", "#5a2080", "RGBA"),
-        seven("white", "black").resize((1200, 800)),
-        seven("white", "black").crop((105, 35, 215, 175)),
+        draw_seven("black", "white"),
+        draw_seven("#e8dfc8", "#27324f"),
+        draw_seven("#27324f", "#e8dfc8"),
+        draw_seven("white", "black", "L"),
+        draw_seven("white", "black").convert("P"),
+        draw_seven("white", "black").convert("1"),
+        draw_seven("white", "black").convert("CMYK"),
+        Image.fromarray(np.asarray(draw_seven("white", "black", "L"), np.uint16) * 257),
+        Image.fromarray(np.asarray(draw_seven("white", "black", "L"), np.float32) / 255),
+        draw_seven("#00000000", "black", "RGBA"),
+        draw_seven("#00000000", "white", "RGBA"),
+        draw_seven("#ffffff00", "#5a2080", "RGBA"),
+        draw_seven("white", "black").resize((1200, 800)),
+        draw_seven("white", "black").crop((105, 35, 215, 175)),
     ],
     ids=["inverted", "paper", "blackboard", "grey", "palette", "bits", "cmyk", "16 bits", "float", "transparent",
          "bright on nothing", "coloured on nothing", "large", "cropped"],
 )  # fmt: skip
-def test_colours_depth_and_size_change_little(seen: Classifier, picture: Image.Image) -> None:
-    one, other = seen.prepare(seven("white", "black")), seen.prepare(picture)
-    assert np.abs(one.astype(int) - other).mean() < ALIKE
+def test_colours_depth_and_size_change_little(classifier: Classifier, image: Image.Image) -> None:
+    one, other = classifier.prepare(draw_seven("white", "black")), classifier.prepare(image)
+    assert np.abs(one.astype(int) - other).mean() < MAX_DIFFERENCE
 
 
-def test_a_seven_on_its_side_is_another_picture(seen: Classifier) -> None:
-    one, other = seen.prepare(seven("white", "black")), seen.prepare(seven("white", "black").rotate(90, expand=True))
-    assert np.abs(one.astype(int) - other).mean() > 2 * ALIKE
+def test_a_rotated_seven_differs(classifier: Classifier) -> None:
+    one, other = (
+        classifier.prepare(draw_seven("white", "black")),
+        classifier.prepare(draw_seven("white", "black").rotate(90, expand=True)),
+    )
+    assert np.abs(one.astype(int) - other).mean() > 2 * MAX_DIFFERENCE
 
 
-def test_it_is_turned_as_exif_says(seen: Classifier, tmp_path: Path) -> None:
+def test_exif_orientation_is_applied(classifier: Classifier, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    seven("white", "black").rotate(90, expand=True).save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    one, other = seen.prepare(seven("white", "black")), seen.prepare(tmp_path / "turned.jpg")
-    assert np.abs(one.astype(int) - other).mean() < ALIKE
+    draw_seven("white", "black").rotate(90, expand=True).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    one, other = classifier.prepare(draw_seven("white", "black")), classifier.prepare(tmp_path / "turned.jpg")
+    assert np.abs(one.astype(int) - other).mean() < MAX_DIFFERENCE
 
 
-def test_dirt_and_the_papers_edge_are_left_out(seen: Classifier) -> None:
-    picture = seven("white", "black")
-    pen = ImageDraw.Draw(picture)
+def test_dirt_and_the_papers_edge_are_left_out(classifier: Classifier) -> None:
+    image = draw_seven("white", "black")
+    pen = ImageDraw.Draw(image)
     pen.ellipse((20, 20, 24, 24), fill="black")
     pen.rectangle((0, 0, 8, 200), fill="#443322")
-    one, other = seen.prepare(seven("white", "black")), seen.prepare(picture)
-    assert np.abs(one.astype(int) - other).mean() < ALIKE
+    one, other = classifier.prepare(draw_seven("white", "black")), classifier.prepare(image)
+    assert np.abs(one.astype(int) - other).mean() < MAX_DIFFERENCE
 
 
-def test_a_thin_pen_is_thickened(seen: Classifier) -> None:
-    thin, thick = (seen.prepare(seven("white", "black", width=width)) for width in (2, 20))
+def test_a_thin_pen_is_thickened(classifier: Classifier) -> None:
+    thin, thick = (classifier.prepare(draw_seven("white", "black", width=width)) for width in (2, 20))
     assert thin.sum() > 0.4 * thick.sum()
 
 
 @pytest.mark.parametrize("level", [0, 128, 255])
-def test_a_picture_of_nothing_is_refused(seen: Classifier, level: int) -> None:
+def test_an_image_that_shows_nothing_is_refused(classifier: Classifier, level: int) -> None:
     noise = np.random.default_rng(0).normal(0, 2, (200, 200))
-    for picture in (np.full((90, 50), level), np.clip(level + noise, 0, 255).astype(np.uint8)):
-        with pytest.raises(ImageError, match="nothing that stands out"):
-            seen.prepare(picture)
+    for image in (np.full((90, 50), level), np.clip(level + noise, 0, 255).astype(np.uint8)):
+        with pytest.raises(ImageError, match="nothing stands out"):
+            classifier.prepare(image)
 
 
-def test_other_data_sets_are_stretched_to_size(made: Path, tmp_path: Path) -> None:
+def test_images_of_other_data_sets_are_stretched(made: Path, tmp_path: Path) -> None:
     import onnx
 
     proto = onnx.load(made / "model.onnx")
@@ -115,19 +119,19 @@ def test_other_data_sets_are_stretched_to_size(made: Path, tmp_path: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_hard_pictures_of_handwriting_are_read(handwritten: Path) -> None:
-    """Of digits that the network has not learnt from; as they are it reads nearly all."""
+def test_distorted_handwriting_is_recognised(handwritten: Path) -> None:
+    """Digits that the network was not trained on, distorted."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     classifier = Classifier(handwritten)
-    images = np.stack([np.asarray(enlarged(image).resize((28, 28))) for image in digits.images[1600:]])
+    images = np.stack([np.asarray(enlarge(image).resize((28, 28))) for image in digits.images[1600:]])
     labels = digits.target[1600:]
-    reached = {kind: accuracy(classifier, hard(kind, images, labels)) for kind in HARD}
-    assert min(reached.values()) > 0.85, reached
+    accuracies = {kind: measure_accuracy(classifier, distort_digits(kind, images, labels)) for kind in DISTORTIONS}
+    assert min(accuracies.values()) > 0.85, accuracies
 
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_printed_digits_are_read_for_the_most_part(handwritten: Path) -> None:
-    assert accuracy(Classifier(handwritten), rendered((60,))) > 0.6
+def test_most_printed_digits_are_recognised(handwritten: Path) -> None:
+    assert measure_accuracy(Classifier(handwritten), render_fonts((60,))) > 0.6

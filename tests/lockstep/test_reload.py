@@ -15,30 +15,31 @@ import onnx
 import pytest
 from onnx import numpy_helper
 from repositories import dvc
-from served import Service, certify, running, sha256
+from served import Service, certify, running, sha256_of
 from toys import flow, until
 
 from flows.dvc.params_file import set_param
 from lockstep import proof
 from lockstep.proof import Proof
-from lockstep.service.metrics import Counts
-from lockstep.service.reloader import ModelFiles, ModelReloader
+from lockstep.service.metrics import Metrics
+from lockstep.service.reloader import ModelReloader
+from lockstep.service.settings import ModelFiles, Settings
 from stages.proof.onnx_file import LOGITS
 
 Tested = tuple[np.ndarray, np.ndarray]
 NAMES = ("model.onnx", "golden.json", "certificate.json")
 
 
-def nudged(model: Path, to: Path, amount: float) -> None:
-    """Another model: a bias is larger by the amount."""
+def change_bias(model: Path, to: Path, amount: float) -> None:
+    """Write another model to the path: the biases of the last layer are larger by the amount."""
     proto = onnx.load(model)
-    bias = next(one for one in proto.graph.initializer if list(one.dims) == [10])
+    bias = next(tensor for tensor in proto.graph.initializer if list(tensor.dims) == [10])
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(amount), bias.name))
     to.write_bytes(proto.SerializeToString())
 
 
-def with_golden(model: Path) -> None:
-    """Write the golden sample of the model as it is now beside it."""
+def write_golden(model: Path) -> None:
+    """Write golden.json of the current model beside it."""
     import onnxruntime
 
     path = model.with_name("golden.json")
@@ -52,25 +53,25 @@ def with_golden(model: Path) -> None:
 
 
 @pytest.fixture
-def other(copied: Path, tmp_path: Path) -> Path:
+def other_model(copied: Path, tmp_path: Path) -> Path:
     """Another proven model: a folder with its three files."""
     folder = Path(shutil.copytree(copied.parent, tmp_path / "other"))
-    nudged(copied, folder / "model.onnx", 0.5)
-    with_golden(folder / "model.onnx")
+    change_bias(copied, folder / "model.onnx", 0.5)
+    write_golden(folder / "model.onnx")
     certify(folder / "model.onnx")
     return folder
 
 
 def replace(to: Path, source: Path, *names: str) -> None:
-    """As the stages do: written beside their place, and renamed into it."""
+    """Write a temporary file and rename it, as the stages do."""
     for name in names:
-        beside = to / f".{name}.partial"
-        shutil.copyfile(source / name, beside)
-        beside.replace(to / name)
+        tmp = to / f".{name}.partial"
+        shutil.copyfile(source / name, tmp)
+        tmp.replace(to / name)
 
 
 @pytest.fixture
-def served(copied: Path, tmp_path: Path) -> Iterator[Service]:
+def service(copied: Path, tmp_path: Path) -> Iterator[Service]:
     with running(tmp_path, copied) as service:
         yield service
 
@@ -78,109 +79,116 @@ def served(copied: Path, tmp_path: Path) -> Iterator[Service]:
 @dataclass
 class Client:
     statuses: set[int] = field(default_factory=set)
-    models: list[str] = field(default_factory=list)  # that answered, each once in a row
+    models: list[str] = field(default_factory=list)  # that answered, without repetitions
 
 
 @contextmanager
-def asking(service: Service, tested: Tested, threads: int = 4, pause: float = 0.0) -> Iterator[Client]:
-    """Requests all the while, from several threads; none fails."""
+def send_requests(service: Service, tested: Tested, threads: int = 4, pause: float = 0.0) -> Iterator[Client]:
+    """Send requests from several threads during the block; none may fail."""
     client, stop = Client(), threading.Event()
 
-    def go_on() -> None:
+    def send_until_stopped() -> None:
         while not stop.wait(pause):
             try:
-                reply = service.pixels(tested[0][0, 0])
+                response = service.predict_pixels(tested[0][0, 0])
             except OSError:
                 client.statuses.add(0)
                 continue
-            client.statuses.add(reply.status)
-            if reply.status == 200 and client.models[-1:] != [reply.json["model"]]:
-                client.models.append(reply.json["model"])
+            client.statuses.add(response.status)
+            if response.status == 200 and client.models[-1:] != [response.json["model"]]:
+                client.models.append(response.json["model"])
 
-    running = [threading.Thread(target=go_on) for _ in range(threads)]
-    for thread in running:
+    workers = [threading.Thread(target=send_until_stopped) for _ in range(threads)]
+    for thread in workers:
         thread.start()
     try:
         yield client
     finally:
         stop.set()
-        for thread in running:
+        for thread in workers:
             thread.join()
     assert client.statuses == {200}
 
 
-def reloads(service: Service) -> tuple[int, int, int]:
-    """Taken up, refused, and whether it waits."""
+def read_reloads(service: Service) -> tuple[int, int, int]:
+    """Models taken up, models refused, and 1 if the service waits for files."""
     lines = dict(
-        line.rsplit(" ", 1) for line in service.ask("/metrics").content.decode().splitlines() if line[0] != "#"
+        line.rsplit(" ", 1) for line in service.request("/metrics").content.decode().splitlines() if line[0] != "#"
     )
-    counted = [int(lines[f'lockstep_model_reloads_total{{result="{result}"}}']) for result in ("taken_up", "refused")]
-    return counted[0], counted[1], int(lines["lockstep_model_waiting"])
+    names = [f'lockstep_model_reloads_total{{result="{result}"}}' for result in ("taken_up", "refused")]
+    taken_up, refused, waiting = (int(float(lines[name])) for name in (*names, "lockstep_model_waiting"))
+    return taken_up, refused, waiting
 
 
-def other_than(former: list[str | None], said: str | None) -> str | None:
-    return None if said == former[-1] else said
+def count_refusals(reloader: ModelReloader) -> float | None:
+    return reloader.metrics.registry.get_sample_value("lockstep_model_reloads_total", {"result": "refused"})
 
 
-def log(service: Service) -> list[str]:
+def new_message(previous_messages: list[str | None], message: str | None) -> str | None:
+    return None if message == previous_messages[-1] else message
+
+
+def log_lines(service: Service) -> list[str]:
     return service.log.read_text().splitlines()
 
 
-def test_a_proven_model_is_taken_up_and_no_request_is_dropped(
-    copied: Path, other: Path, served: Service, tested: Tested
+def test_a_proven_model_is_loaded_and_no_request_fails(
+    copied: Path, other_model: Path, service: Service, tested: Tested
 ) -> None:
-    before = served.ask("/model").json
-    with asking(served, tested) as client:
-        replace(copied.parent, other, *NAMES)
-        until(lambda: served.ask("/model").json["sha256"] != before["sha256"], 30)
-        after = served.ask("/model").json
+    before = service.request("/model").json
+    with send_requests(service, tested) as client:
+        replace(copied.parent, other_model, *NAMES)
+        until(lambda: service.request("/model").json["sha256"] != before["sha256"], 30)
+        after = service.request("/model").json
         until(lambda: client.models[-1:] == [after["sha256"]], 30)
-    assert after["sha256"] == sha256(other / "model.onnx")
+    assert after["sha256"] == sha256_of(other_model / "model.onnx")
     assert set(client.models) == {before["sha256"], after["sha256"]}
-    assert reloads(served) == (1, 0, 0)
+    assert read_reloads(service) == (1, 0, 0)
     assert after["refused"] is None
-    assert before["certificate"] != after["certificate"] == json.loads((other / "certificate.json").read_text())
-    assert len(log(served)) == 1
+    assert before["certificate"] != after["certificate"] == json.loads((other_model / "certificate.json").read_text())
+    assert len(log_lines(service)) == 1
 
 
-def test_a_run_that_replaces_the_files_one_by_one_is_waited_for_in_one_line(
-    copied: Path, other: Path, served: Service, tested: Tested
+def test_a_run_that_replaces_the_files_one_by_one_is_waited_for(
+    copied: Path, other_model: Path, service: Service, tested: Tested
 ) -> None:
-    """As DVC and the stages do it: outputs are removed before the stage that makes them, and some time passes."""
-    before = served.ask("/model").json["sha256"]
-    said = []
-    with asking(served, tested, 1, 0.05):
+    """As DVC does: outputs are removed before their stage runs, and time passes."""
+    before = service.request("/model").json["sha256"]
+    messages: list[str] = []
+    with send_requests(service, tested, 1, 0.05):
         for remove, make in (("model.onnx", ""), ("golden.json", "model.onnx"), ("", "golden.json"),
                              ("certificate.json", "")):  # fmt: skip
             if remove:
                 (copied.parent / remove).unlink()
             if make:
-                replace(copied.parent, other, make)
-            said.append(until(lambda: other_than([None, *said], served.ask("/model").json["refused"]), 30))
-            assert served.ask("/model").json["sha256"] == before
-            assert served.ask("/readyz").status == 200
-        assert reloads(served) == (0, 0, 1)
-        replace(copied.parent, other, "certificate.json")
-        until(lambda: served.ask("/model").json["sha256"] == sha256(other / "model.onnx"), 30)
-    assert [text.split(": ")[0].rsplit("/")[-1] for text in said] == [
+                replace(copied.parent, other_model, make)
+            messages.append(
+                until(lambda: new_message([None, *messages], service.request("/model").json["refused"]), 30)
+            )
+            assert service.request("/model").json["sha256"] == before
+            assert service.request("/readyz").status == 200
+        assert read_reloads(service) == (0, 0, 1)
+        replace(copied.parent, other_model, "certificate.json")
+        until(lambda: service.request("/model").json["sha256"] == sha256_of(other_model / "model.onnx"), 30)
+    assert [text.split(": ")[0].rsplit("/")[-1] for text in messages] == [
         "model.onnx", "golden.json", "certificate.json", "certificate.json",
     ]  # fmt: skip
-    assert "does not certify" in said[2]
-    assert served.ask("/model").json["refused"] is None
-    assert reloads(served) == (1, 0, 0)
-    first, last = log(served)
-    assert f"waits: {said[0]}; {before[:12]} goes on to answer" in first
+    assert "does not certify" in messages[2]
+    assert service.request("/model").json["refused"] is None
+    assert read_reloads(service) == (1, 0, 0)
+    first, last = log_lines(service)
+    assert f"waiting for a complete model: {messages[0]}; {before[:12]} still answers" in first
     assert "taken up" in last
 
 
 @pytest.mark.parametrize("case", ["gate of quality", "gate of parity", "no model", "missing", "golden alone"])
-def test_files_that_are_of_different_models_are_waited_for_and_the_old_one_stays(
-    copied: Path, other: Path, served: Service, tested: Tested, case: str, tmp_path: Path
+def test_files_of_different_models_are_waited_for_and_the_old_model_answers(
+    copied: Path, other_model: Path, service: Service, tested: Tested, case: str, tmp_path: Path
 ) -> None:
-    before, answer = served.ask("/model").json, served.pixels(tested[0][0, 0]).json
-    former = Path(shutil.copytree(copied.parent, tmp_path / "former"))
-    if case in ("gate of quality", "gate of parity"):  # what such a run leaves
-        replace(copied.parent, other, "model.onnx", "golden.json")
+    before, answer = service.request("/model").json, service.predict_pixels(tested[0][0, 0]).json
+    previous = Path(shutil.copytree(copied.parent, tmp_path / "previous"))
+    if case in ("gate of quality", "gate of parity"):  # the files after such a run
+        replace(copied.parent, other_model, "model.onnx", "golden.json")
     if case == "gate of parity":
         copied.with_name("certificate.json").unlink()
     if case == "no model":
@@ -189,35 +197,35 @@ def test_files_that_are_of_different_models_are_waited_for_and_the_old_one_stays
         copied.unlink()
     if case == "golden alone":
         copied.with_name("golden.json").write_text('{"cases": [')
-    said = "there is no such file" if case in ("missing", "gate of parity") else "does not certify"
-    until(lambda: served.ask("/model").json["refused"], 30)
-    about = served.ask("/model").json
-    assert said in about["refused"]
-    assert "`dvc repro`" in about["refused"]
-    assert {**about, "refused": None} == before
-    assert served.pixels(tested[0][0, 0]).json == answer
-    assert served.ask("/readyz").status == 200
-    assert reloads(served) == (0, 0, 1)
-    assert len(log(served)) == 1
-    replace(copied.parent, former, *NAMES)
-    until(lambda: served.ask("/model").json["refused"] is None, 30)
-    assert reloads(served) == (0, 0, 0)
+    message = "there is no such file" if case in ("missing", "gate of parity") else "does not certify"
+    until(lambda: service.request("/model").json["refused"], 30)
+    description = service.request("/model").json
+    assert message in description["refused"]
+    assert "`dvc repro`" in description["refused"]
+    assert {**description, "refused": None} == before
+    assert service.predict_pixels(tested[0][0, 0]).json == answer
+    assert service.request("/readyz").status == 200
+    assert read_reloads(service) == (0, 0, 1)
+    assert len(log_lines(service)) == 1
+    replace(copied.parent, previous, *NAMES)
+    until(lambda: service.request("/model").json["refused"] is None, 30)
+    assert read_reloads(service) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("case", ["differs", "changed", "half", "below"])
-def test_a_proof_that_is_wrong_is_refused_once_and_the_old_model_stays(
-    copied: Path, other: Path, served: Service, tested: Tested, case: str
+def test_a_wrong_proof_is_refused_once_and_the_old_model_answers(
+    copied: Path, other_model: Path, service: Service, tested: Tested, case: str
 ) -> None:
-    before, answer = served.ask("/model").json, served.pixels(tested[0][0, 0]).json
+    before, answer = service.request("/model").json, service.predict_pixels(tested[0][0, 0]).json
     certificate = copied.with_name("certificate.json")
-    said = {
+    message = {
         "differs": "differs from its golden sample by ",
         "changed": "was changed after it was written",
         "half": "not a certificate",
-        "below": "accuracy 0.1 is below its floor",
+        "below": "accuracy 0.1 is below the required",
     }[case]
     if case == "differs":
-        nudged(copied, copied, 0.5)
+        change_bias(copied, copied, 0.5)
         certify(copied)
     elif case == "changed":
         certificate.write_text(certificate.read_text().replace('"mnist"', '"mnisT"'))
@@ -225,130 +233,133 @@ def test_a_proof_that_is_wrong_is_refused_once_and_the_old_model_stays(
         certificate.write_bytes(certificate.read_bytes()[:300])
     else:
         certify(copied, quality__accuracy=0.1)
-    until(lambda: served.ask("/model").json["refused"], 30)
-    time.sleep(2.5)  # two looks at the same files
-    about = served.ask("/model").json
-    assert said in about["refused"]
-    assert {**about, "refused": None} == before
-    assert served.pixels(tested[0][0, 0]).json == answer
-    assert reloads(served) == (0, 1, 0)
-    assert len(log(served)) == 1
-    replace(copied.parent, other, *NAMES)
-    until(lambda: served.ask("/model").json["refused"] is None, 30)
-    assert served.ask("/model").json["sha256"] != before["sha256"]
-    assert reloads(served) == (1, 1, 0)
+    until(lambda: service.request("/model").json["refused"], 30)
+    time.sleep(2.5)  # two checks of the same files
+    description = service.request("/model").json
+    assert message in description["refused"]
+    assert {**description, "refused": None} == before
+    assert service.predict_pixels(tested[0][0, 0]).json == answer
+    assert read_reloads(service) == (0, 1, 0)
+    assert len(log_lines(service)) == 1
+    replace(copied.parent, other_model, *NAMES)
+    until(lambda: service.request("/model").json["refused"] is None, 30)
+    assert service.request("/model").json["sha256"] != before["sha256"]
+    assert read_reloads(service) == (1, 1, 0)
 
 
-def test_who_insists_gets_any_model_that_can_be_run(copied: Path, tmp_path: Path) -> None:
+def test_unproven_loads_any_model_that_can_be_run(copied: Path, tmp_path: Path) -> None:
     for name in NAMES[1:]:
         copied.with_name(name).unlink()
     with running(tmp_path, copied, "--unproven") as service:
-        about = service.ask("/model").json
-        assert about["certificate"] is about["golden_difference"] is None
+        description = service.request("/model").json
+        assert description["certificate"] is description["golden_difference"] is None
         good = copied.read_bytes()
         copied.write_bytes(b"no model")
-        until(lambda: service.ask("/model").json["refused"], 30)
-        assert "does not load it" in service.ask("/model").json["refused"]
+        until(lambda: service.request("/model").json["refused"], 30)
+        assert "does not load it" in service.request("/model").json["refused"]
         copied.write_bytes(good)
-        nudged(copied, copied, 0.5)
-        until(lambda: service.ask("/model").json["sha256"] == sha256(copied), 30)
-        assert reloads(service) == (1, 1, 0)
+        change_bias(copied, copied, 0.5)
+        until(lambda: service.request("/model").json["sha256"] == sha256_of(copied), 30)
+        assert read_reloads(service) == (1, 1, 0)
 
 
-def test_a_report_of_another_run_is_not_shown_as_the_models(copied: Path, made: Path, tmp_path: Path) -> None:
+def test_a_report_of_another_run_is_not_shown(copied: Path, made: Path, tmp_path: Path) -> None:
     report = Path(shutil.copyfile(made / "evaluate.json", tmp_path / "evaluate.json"))
-    current = ModelReloader(ModelFiles(copied, Proof.next_to(copied), report), 1, 1_000_000, Counts())
+    reloader = ModelReloader(Settings(ModelFiles(copied, Proof.next_to(copied), report)), Metrics())
     content = json.loads(report.read_text())
-    assert current.about()["metrics"] == content
+    assert reloader.describe()["metrics"] == content
     report.write_text(json.dumps({**content, "accuracy": 0.2}))
-    assert current.about()["metrics"] is None
+    assert reloader.describe()["metrics"] is None
 
 
-# Torn reads.
+# Files that change while they are read.
 
 
-def test_files_that_are_replaced_while_they_are_read_are_never_mixed(copied: Path, other: Path, tmp_path: Path) -> None:
-    """Two models take turns, a file at a time, as fast as can be."""
-    former = Path(shutil.copytree(copied.parent, tmp_path / "former"))
-    known = {sha256(folder / "model.onnx"): (folder / "certificate.json").read_text() for folder in (former, other)}
-    current = ModelReloader(ModelFiles(copied, Proof.next_to(copied), None), 1, 1_000_000, Counts())
-    stop, seen = threading.Event(), set()
+def test_files_that_are_replaced_while_they_are_read_are_never_mixed(
+    copied: Path, other_model: Path, tmp_path: Path
+) -> None:
+    """The files of two models replace each other, one file at a time, as fast as possible."""
+    previous = Path(shutil.copytree(copied.parent, tmp_path / "previous"))
+    certificates = {
+        sha256_of(folder / "model.onnx"): (folder / "certificate.json").read_text()
+        for folder in (previous, other_model)
+    }
+    reloader = ModelReloader(Settings(ModelFiles(copied, Proof.next_to(copied), None)), Metrics())
+    stop, states = threading.Event(), set()
 
-    def take_turns() -> None:
+    def alternate() -> None:
         while not stop.is_set():
-            for folder in (other, former):
+            for folder in (other_model, previous):
                 replace(copied.parent, folder, *NAMES)
 
-    thread = threading.Thread(target=take_turns)
+    thread = threading.Thread(target=alternate)
     thread.start()
     try:
-        until = time.monotonic() + 3
-        while time.monotonic() < until:
-            current.take_up()
-            about = current.about()
-            assert about["certificate"] == json.loads(known[about["sha256"]])
-            seen.add((about["sha256"], about["refused"] is None))
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            reloader.reload()
+            description = reloader.describe()
+            assert description["certificate"] == json.loads(certificates[description["sha256"]])
+            states.add((description["sha256"], description["refused"] is None))
     finally:
         stop.set()
         thread.join()
-    assert {refused for _, refused in seen} == {True, False}, "it was never torn"
-    assert current.counts.reloads["refused"] == 0, "a file was read twice"
-    current.take_up()
-    assert (current.refused, current.classifier.sha256) == (None, sha256(copied))
+    assert {refused for _, refused in states} == {True, False}, "the files were never of two models at once"
+    assert count_refusals(reloader) == 0, "a file was read twice"
+    reloader.reload()
+    assert (reloader.refusal, reloader.classifier.sha256) == (None, sha256_of(copied))
 
 
 @pytest.mark.parametrize("after", NAMES)
-def test_a_set_that_is_replaced_between_two_reads_waits_for_the_next_look(
-    after: str, copied: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+def test_files_that_are_replaced_between_two_reads_wait_for_the_next_check(
+    after: str, copied: Path, other_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    current = ModelReloader(ModelFiles(copied, Proof.next_to(copied), None), 1, 1_000_000, Counts())
-    before, stamp = current.classifier, current.files.stamp()
-    whole = proof.read_file
+    reloader = ModelReloader(Settings(ModelFiles(copied, Proof.next_to(copied), None)), Metrics())
+    before, signature = reloader.classifier, reloader.files.signature()
+    read_file = proof.read_file
 
-    def torn(path: Path, missing: str) -> bytes:
-        data = whole(path, missing)
+    def read_and_replace(path: Path, missing: str) -> bytes:
+        data = read_file(path, missing)
         if path.name == after:
-            replace(copied.parent, other, *NAMES)
+            replace(copied.parent, other_model, *NAMES)
         return data
 
-    monkeypatch.setattr("lockstep.proof.read_file", torn)
-    monkeypatch.setattr("lockstep.classifier.read_file", torn)
-    current.take_up()
-    assert current.classifier.sha256 == before.sha256
-    assert current.counts.waiting is (after != NAMES[-1])
-    assert (current.refused is None) is (after == NAMES[-1])
-    assert current.counts.reloads["refused"] == 0, "a file was read twice"
-    assert current.files.stamp() != stamp, "the next look would not see it"
+    monkeypatch.setattr("lockstep.proof.read_file", read_and_replace)
+    monkeypatch.setattr("lockstep.classifier.read_file", read_and_replace)
+    reloader.reload()
+    assert reloader.classifier.sha256 == before.sha256
+    assert reloader.is_waiting is (after != NAMES[-1])
+    assert (reloader.refusal is None) is (after == NAMES[-1])
+    assert count_refusals(reloader) == 0, "a file was read twice"
+    assert reloader.files.signature() != signature, "the next check would not notice it"
     monkeypatch.undo()
-    current.take_up()
-    assert (current.refused, current.classifier.sha256) == (None, sha256(other / "model.onnx"))
+    reloader.reload()
+    assert (reloader.refusal, reloader.classifier.sha256) == (None, sha256_of(other_model / "model.onnx"))
 
 
-def test_a_file_of_the_same_size_and_date_is_seen(copied: Path, tmp_path: Path) -> None:
-    """As archives with fixed dates unpack it, where the file system gives an inode anew."""
+def test_a_replaced_file_of_the_same_size_and_date_is_noticed(copied: Path, tmp_path: Path) -> None:
+    """As an archive with fixed dates is unpacked, if the file system reuses the inode."""
     files = ModelFiles(copied, Proof.next_to(copied), None)
     for name in NAMES:
         path = copied.with_name(name)
         os.utime(path, (0, 0))
-        before = files.stamp()
+        before = files.signature()
         time.sleep(0.02)
         path.write_bytes(path.read_bytes())
         os.utime(path, (0, 0))
-        assert files.stamp() != before
+        assert files.signature() != before
 
 
-# Real runs that fail at their gates.
+# Pipeline runs that fail at their gates.
 
 slow = [pytest.mark.slow, pytest.mark.ci]
 
 
-class TestBesideRealRuns:
+class TestRealRuns:
     pytestmark = slow
 
-    def test_no_run_that_fails_is_taken_up_and_the_next_good_one_is(
-        self, project: Path, api: str, tmp_path: Path
-    ) -> None:
-        """By `dvc repro` and by the flow, whose independent stages go on: there the ONNX file is a new one."""
+    def test_a_failed_run_is_not_loaded_and_the_next_good_one_is(self, project: Path, api: str, tmp_path: Path) -> None:
+        """With `dvc repro`, and with the flow: after a failure the flow runs independent stages, which write a new ONNX file."""
         model, params = project / "data/model/model.onnx", project / "params.yaml"
         runs = {
             "dvc": lambda status: dvc(project, "repro", status=status),
@@ -363,28 +374,28 @@ class TestBesideRealRuns:
         good = {"evaluate.min_accuracy": 0.5, "validate_parity.atol": 0.0001}
         with running(tmp_path, model, "--report", str(project / "data/reports/evaluate.json")) as service:
             images = np.load(project / "data/splits/test-images.npy"), np.load(project / "data/splits/test-labels.npy")
-            with asking(service, images, 1, 0.05) as client:
-                for number, (way, param, value, said) in enumerate(cases):
-                    before = service.ask("/model").json
+            with send_requests(service, images, 1, 0.05) as client:
+                for number, (way, param, value, message) in enumerate(cases):
+                    before = service.request("/model").json
                     set_param(params, "train.seed", 100 + number)
                     set_param(params, param, value)
                     done = runs[way](1 if way == "flow" else 255)
-                    assert said in done.stdout + done.stderr
-                    time.sleep(3)  # the service looks every second
-                    after = service.ask("/model").json
+                    assert message in done.stdout + done.stderr
+                    time.sleep(3)  # the service checks every second
+                    after = service.request("/model").json
                     assert after["sha256"] == before["sha256"] == client.models[-1]
                     assert after["certificate"] == before["certificate"]
                     stopped = way == "dvc" and param.startswith("evaluate")  # before it wrote another model
-                    assert (sha256(model) == before["sha256"]) is stopped
+                    assert (sha256_of(model) == before["sha256"]) is stopped
                     assert bool(after["refused"]) is not stopped
                     set_param(params, param, good[param])
                     runs[way](0)
-                    until(lambda: service.ask("/model").json["sha256"] == sha256(model), 20)
-                    until(lambda: client.models[-1] == sha256(model), 20)
-                    about = service.ask("/model").json
-                    assert about["sha256"] != before["sha256"]
-                    assert about["refused"] is None
-                    assert about["metrics"]["accuracy"] == about["certificate"]["quality"]["accuracy"]
+                    until(lambda: service.request("/model").json["sha256"] == sha256_of(model), 20)
+                    until(lambda: client.models[-1] == sha256_of(model), 20)
+                    description = service.request("/model").json
+                    assert description["sha256"] != before["sha256"]
+                    assert description["refused"] is None
+                    assert description["metrics"]["accuracy"] == description["certificate"]["quality"]["accuracy"]
             assert len(client.models) == 1 + len(cases)
-            assert reloads(service) == (4, 0, 0)
-            assert len(log(service)) <= 3 * len(cases)
+            assert read_reloads(service) == (4, 0, 0)
+            assert len(log_lines(service)) <= 3 * len(cases)

@@ -1,4 +1,4 @@
-"""with_openvino.py MODEL GOLDEN: OpenVINO replays the golden sample; what it answered, as JSON."""
+"""with_openvino.py MODEL GOLDEN: OpenVINO replays the golden sample and prints its outputs as JSON."""
 
 import json
 import sys
@@ -7,13 +7,13 @@ import numpy as np
 import openvino
 
 model, golden = sys.argv[1:]
-with open(golden, encoding="utf-8") as file:  # noqa: PTH123, a program that stands alone
+with open(golden, encoding="utf-8") as file:  # noqa: PTH123, a standalone program
     content = json.load(file)
 compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 images = np.array([case["image"] for case in content["cases"]], np.uint8).reshape(-1, *content["image_shape"])
-found = compiled({"image": images})
+outputs = compiled({"image": images})
 answers = [
     {"logits": logits.tolist(), "probabilities": probabilities.tolist()}
-    for logits, probabilities in zip(found["logits"], found["probabilities"], strict=True)
+    for logits, probabilities in zip(outputs["logits"], outputs["probabilities"], strict=True)
 ]
 print(json.dumps({"version": openvino.__version__.split("-")[0], "answers": answers}))

@@ -1,0 +1,25 @@
+"""Command-line arguments that several subcommands share."""
+
+import argparse
+from pathlib import Path
+
+from lockstep.proof import Proof
+
+MODEL = Path("data/model/model.onnx")
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not above 0")
+    return number
+
+
+def add_proof_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--golden", type=Path, help="its golden sample; default: golden.json beside the model")
+    parser.add_argument("--certificate", type=Path, help="its certificate; default: certificate.json beside the model")
+
+
+def proof_from_arguments(args: argparse.Namespace) -> Proof:
+    default = Proof.next_to(args.model)
+    return Proof(args.golden or default.golden, args.certificate or default.certificate)

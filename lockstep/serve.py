@@ -1,0 +1,94 @@
+"""Serve a model over HTTP, with a page to draw on, an OpenAPI document and metrics for Prometheus."""
+
+import argparse
+import contextlib
+import logging
+import socket
+import sys
+from pathlib import Path
+
+from lockstep.arguments import MODEL, add_proof_arguments, positive, proof_from_arguments
+from lockstep.errors import LockstepError
+from lockstep.service.settings import ModelFiles, Settings
+
+EXAMPLE = "example: lockstep serve --model data/model/model.onnx --port 9000"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", type=Path, default=MODEL, help="the ONNX file, reloaded when it is replaced; default: %(default)s")
+    add_proof_arguments(parser)
+    add("--unproven", action="store_true", help="load any model, without a golden sample and a certificate")
+    add("--report", type=Path, help="the report of the stage evaluate, shown at /model")
+    add("--host", default="127.0.0.1", help="to listen at; 0.0.0.0 is every network; default: %(default)s")
+    add("--port", type=port, default=8000, help="0 chooses a free one; default: %(default)s")
+    for flag, default, text in (
+        ("--threads", Settings.threads, "CPU threads of the network"),
+        ("--queue", Settings.queue, "images being answered at once; more are answered with 503"),
+        ("--connections", 512, "connections at once; more are answered with 503"),
+        ("--max-bytes", Settings.max_bytes, "of a request"),
+        ("--max-pixels", Settings.max_pixels, "of an image file"),
+        ("--max-images", Settings.max_images, "of a request"),
+    ):
+        add(flag, type=positive, default=default, metavar="N", help=f"{text}; default: %(default)s")
+    add("--seconds", type=float, default=Settings.receive_seconds, help="for a request to arrive; default: %(default)s")
+
+
+def port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number < 65536:
+        raise argparse.ArgumentTypeError(f"{number} is not a port")
+    return number
+
+
+def run(args: argparse.Namespace) -> int:
+    try:
+        import uvicorn
+
+        from lockstep.service.app import create_app
+        from lockstep.service.header_timeout import make_protocol
+    except ModuleNotFoundError as error:
+        print(f"lockstep serve needs {error.name}: pip install 'lockstep-onnx[service]'", file=sys.stderr)
+        return 2
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+    settings = Settings(
+        ModelFiles(args.model, None if args.unproven else proof_from_arguments(args), args.report),
+        threads=args.threads,
+        queue=max(args.queue, args.max_images),
+        max_bytes=args.max_bytes,
+        max_pixels=args.max_pixels,
+        max_images=args.max_images,
+        receive_seconds=args.seconds,
+    )
+    try:
+        app = create_app(settings)
+        listener = listen(args.host, args.port)
+    except LockstepError as error:
+        print(error, file=sys.stderr)
+        return 2
+    host, bound_port = listener.getsockname()[:2]
+    print(f"{args.model} at http://{f'[{host}]' if ':' in host else host}:{bound_port}/ (Ctrl-C stops it)", flush=True)
+    config = uvicorn.Config(
+        app,
+        http=make_protocol(args.seconds),
+        ws="none",
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=args.connections,
+        timeout_graceful_shutdown=10,
+    )
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listener])
+    return 0
+
+
+def listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        reason = error.strerror or error
+        raise LockstepError(f"cannot listen at {host}:{port}: {reason}; choose another --port or --host") from None
+    # asyncio sets TCP_NODELAY only on sockets that name their protocol.
+    return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, listener.detach())
