@@ -15,7 +15,7 @@ import onnxruntime
 import torch
 from cyclopts import App
 
-from benchmarks.machine import ROOT, Results, describe
+from benchmarks.machine import ROOT, Results, describe_machine
 from stages.network.weights import read_weights
 
 BATCH_SIZES = (1, 64, 1000)
@@ -26,7 +26,7 @@ Predict = Callable[[np.ndarray], object]
 def measure(*, rounds: int = 10, threads: int = 2, model: Path = ROOT / "data/model/model.onnx") -> None:
     """Print medians of all rounds; each round measures every engine with every batch size once."""
     torch.set_num_threads(threads)
-    results = Results("inference", describe(threads))
+    results = Results("inference", describe_machine(threads))
     network, header = read_weights(model.with_name("weights.safetensors"))
     shape = (max(BATCH_SIZES), header.channels, header.size, header.size)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def describe(threads: int) -> str:
+def describe_machine(threads: int) -> str:
     return (
         f"{cpu_name()}, {threads} of {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}, "
         f"Python {platform.python_version()}, torch {torch.__version__.split('+')[0]}"
@@ -29,7 +29,7 @@ def cpu_name() -> str:
     return names[0] if names else platform.cpu_name() or platform.machine()
 
 
-def limit(threads: int, dtype: torch.dtype = torch.float32, size: int = 2048) -> float:
+def measure_matmul_flops(threads: int, dtype: torch.dtype = torch.float32, size: int = 2048) -> float:
     """Floating point operations a second in products of two SIZE x SIZE matrices: the median of five."""
     torch.set_num_threads(threads)
     a, b = torch.rand(size, size, dtype=dtype), torch.rand(size, size, dtype=dtype)

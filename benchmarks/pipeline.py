@@ -23,7 +23,7 @@ import torch
 from cyclopts import App
 from ruamel.yaml import YAML
 
-from benchmarks.machine import ROOT, Results, describe
+from benchmarks.machine import ROOT, Results, describe_machine
 from benchmarks.training import accuracy
 from stages.core.splits import npy_writer, read_images, read_labels
 from stages.network.weights import read_weights
@@ -41,7 +41,7 @@ app = App(name="python -m benchmarks.pipeline", result_action="return_none")
 @app.default
 def measure(*, rounds: int = 3, threads: int = 2) -> None:
     """Measure in a clone of the last commit, with the data of a finished pipeline: run `dvc repro` first."""
-    results = Results("pipeline", describe(threads))
+    results = Results("pipeline", describe_machine(threads))
     print(f"on {results.machine}; medians of {rounds} rounds\n", flush=True)
     with clone_project() as project:
         sources = subprocess.check_output(

@@ -25,7 +25,7 @@ class Recipe:
     decay: float = 1.0  # factor of the learning rate after each epoch
 
 
-def train(
+def train_published(
     recipe: Recipe, root: Path, seed: int, *, epochs: int, at_least: int = 0, until: float = 2.0
 ) -> list[tuple[float, float]]:
     """After each epoch: the seconds in training loops so far, and the test accuracy.
@@ -112,7 +112,7 @@ def adadelta(network: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.Adadelta(network.parameters(), lr=1.0)
 
 
-PUBLISHED = {
+PUBLISHED_RECIPES = {
     "reference_a": Recipe(network_a, adam, batch=64, epochs=3),
     "reference_b": Recipe(network_b, adam, batch=100, epochs=2, shuffle=False),
     "reference_c": Recipe(network_c, adam, batch=100, epochs=5),

@@ -20,7 +20,7 @@ import numpy as np
 from cyclopts import App
 from PIL import Image
 
-from benchmarks.machine import ROOT, Results, describe
+from benchmarks.machine import ROOT, Results, describe_machine
 
 CONNECTIONS = (1, 8, 64)
 MODEL, WEIGHTS, SPLITS = (ROOT / "data" / path for path in ("model/model.onnx", "model/weights.safetensors", "splits"))
@@ -31,7 +31,7 @@ app = App(name="python -m benchmarks.service", result_action="return_none")
 @app.default
 def measure(*, seconds: float = 5.0, rounds: int = 3) -> None:
     """Measure each configuration in turn, `seconds` at a time; print medians of the rounds."""
-    results = Results("service", describe(1))
+    results = Results("service", describe_machine(1))
     print(f"{results.machine}, shared by client and service; medians of {rounds} rounds of {seconds:g} s\n")
     image = np.load(SPLITS / "test-images.npy", mmap_mode="r")[0, 0]
     pixels = http_request(json.dumps({"images": [image.tolist()]}).encode(), "application/json")

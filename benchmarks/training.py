@@ -21,15 +21,19 @@ from cyclopts import App
 from ruamel.yaml import YAML
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.machine import ROOT, Results, describe, limit
-from benchmarks.published import PUBLISHED, train
+from benchmarks.machine import ROOT, Results, describe_machine, measure_matmul_flops
+from benchmarks.published import PUBLISHED_RECIPES, train_published
 from stages.core.splits import read_images, read_labels, read_splits_info
 from stages.network.weights import read_weights
 
 PARAMS = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
 EXPERIMENTS = YAML(typ="safe", pure=True).load(ROOT / "experiments.yaml")
-OURS = [name for name in EXPERIMENTS if name not in PUBLISHED]
-DEFAULT_SEEDS = {**dict.fromkeys(PUBLISHED, 1), **dict.fromkeys(OURS, 5), "record": 0}  # record runs only by request
+OURS = [name for name in EXPERIMENTS if name not in PUBLISHED_RECIPES]
+DEFAULT_SEEDS = {
+    **dict.fromkeys(PUBLISHED_RECIPES, 1),
+    **dict.fromkeys(OURS, 5),
+    "record": 0,
+}  # record runs only by request
 TARGET = 0.99  # reference A continues after its three epochs until it reaches this accuracy
 EPOCH_LIMITS = {"pytorch_examples": 1}  # recipes of which fewer epochs are run; their time is extrapolated
 
@@ -41,9 +45,9 @@ def measure(
     *, only: list[str] | None = None, seeds: int | None = None, threads: int = 2, plot: Path | None = None
 ) -> None:
     """Run the recipes and seeds without a result, seed by seed; then print the table, and draw PLOT."""
-    names = only or [*PUBLISHED, *OURS]
+    names = only or [*PUBLISHED_RECIPES, *OURS]
     check_names(names)
-    results = Results("training", describe(threads))
+    results = Results("training", describe_machine(threads))
     seed_counts = {name: seeds or DEFAULT_SEEDS[name] or (3 if only else 0) for name in names}
     print(f"on {results.machine}", flush=True)
     for seed in range(max(seed_counts.values())):
@@ -53,15 +57,17 @@ def measure(
                 results.add(row)
                 print(f"{name}, seed {seed}: {row['accuracy']:.2%} in {row['seconds']:.2f} s", flush=True)
     rows = [row for row in results if "recipe" in row and row["settings"] == recipe_settings(row["recipe"])]
-    results.add({"limit": limit(threads)})  # on a shared machine the highest measurement is nearest to the limit
+    results.add(
+        {"limit": measure_matmul_flops(threads)}
+    )  # on a shared machine the highest measurement is nearest to the limit
     print(format_table(rows, max(row["limit"] for row in results if "limit" in row)))
     if plot:
         draw_plot(rows, plot)
 
 
 def check_names(names: list[str]) -> None:
-    if unknown := [name for name in names if name not in PUBLISHED and name not in OURS]:
-        sys.exit(f"{unknown[0]} is no recipe; choose from {', '.join([*PUBLISHED, *OURS])}")
+    if unknown := [name for name in names if name not in PUBLISHED_RECIPES and name not in OURS]:
+        sys.exit(f"{unknown[0]} is no recipe; choose from {', '.join([*PUBLISHED_RECIPES, *OURS])}")
     source = ROOT / "data" / "raw" / "source.json"
     if not source.exists() or json.loads(source.read_text())["dataset"] != "mnist":
         sys.exit("data/raw does not contain MNIST, which the published recipes need: run `make run DATASET=mnist`")
@@ -80,21 +86,21 @@ def run_in_subprocess(name: str, seed: int, threads: int) -> dict[str, Any]:
 def train_once(name: str, seed: int, threads: int) -> None:
     """Train one recipe with one seed, a published one in this process, and print the result as JSON."""
     with tempfile.TemporaryDirectory() as folder:
-        run_recipe = run_published if name in PUBLISHED else run_ours
+        run_recipe = run_published if name in PUBLISHED_RECIPES else run_ours
         numbers = run_recipe(name, seed, threads, Path(folder))
     print(json.dumps({"recipe": name, "seed": seed, "settings": recipe_settings(name), **numbers}))
 
 
 def run_published(name: str, seed: int, threads: int, folder: Path) -> dict[str, Any]:
     torch.set_num_threads(threads)
-    recipe = PUBLISHED[name]
+    recipe = PUBLISHED_RECIPES[name]
     raw = Path(shutil.copytree(ROOT / "data" / "raw", folder / "MNIST" / "raw"))
     for file in raw.glob("*.gz"):
         subprocess.run(["gunzip", "-f", file], check=True)
     if name == "reference_a":
-        epochs = train(recipe, folder, seed, epochs=30, at_least=recipe.epochs, until=TARGET)
+        epochs = train_published(recipe, folder, seed, epochs=30, at_least=recipe.epochs, until=TARGET)
     else:
-        epochs = train(recipe, folder, seed, epochs=EPOCH_LIMITS.get(name, recipe.epochs))
+        epochs = train_published(recipe, folder, seed, epochs=EPOCH_LIMITS.get(name, recipe.epochs))
     count = min(recipe.epochs, len(epochs))
     seconds, accuracy = epochs[count - 1]
     flops = count_flops(recipe.network())
@@ -151,8 +157,8 @@ def recipe_params(name: str) -> dict[str, Any]:
 
 def recipe_settings(name: str) -> Any:
     """What defines the recipe: results of other settings are ignored."""
-    if name in PUBLISHED:
-        return PUBLISHED[name].epochs
+    if name in PUBLISHED_RECIPES:
+        return PUBLISHED_RECIPES[name].epochs
     params = recipe_params(name)
     arithmetic, validation = params["machine"]["arithmetic"], params["preprocess"]["validation_fraction"]
     return {"train": params["train"] | {"seed": None}, "validation": validation, "arithmetic": arithmetic}
@@ -192,7 +198,7 @@ def relative_time(name: str, seconds: float, accuracy: float, rows: list[dict[st
     """The seconds divided by those of the fastest other published recipe that reaches this accuracy, to 0.1 %."""
     others: dict[str, list[float]] = {}
     for row in rows:
-        if row["recipe"] in PUBLISHED and row["recipe"] != name:
+        if row["recipe"] in PUBLISHED_RECIPES and row["recipe"] != name:
             reached = (end for end, epoch_accuracy in row["epochs"] if epoch_accuracy >= round(accuracy, 3))
             others.setdefault(row["recipe"], []).append(next(reached, float("inf")))
     medians = ((median(times), other) for other, times in others.items())
@@ -215,8 +221,8 @@ def time_to_target(a: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[
 
 def extrapolated_times(rows: list[dict[str, Any]]) -> list[str]:
     return [
-        f"`{row['recipe']}` was run for {EPOCH_LIMITS[row['recipe']]} of its {PUBLISHED[row['recipe']].epochs} epochs, "
-        f"which would take {row['seconds'] / EPOCH_LIMITS[row['recipe']] * PUBLISHED[row['recipe']].epochs:.0f} s."
+        f"`{row['recipe']}` was run for {EPOCH_LIMITS[row['recipe']]} of its {PUBLISHED_RECIPES[row['recipe']].epochs} epochs, "
+        f"which would take {row['seconds'] / EPOCH_LIMITS[row['recipe']] * PUBLISHED_RECIPES[row['recipe']].epochs:.0f} s."
         for row in rows
         if row["recipe"] in EPOCH_LIMITS
     ]

@@ -16,8 +16,8 @@ from stages.core.figures import CaptionedImage, draw_grid
 from stages.core.files import atomic_write, write_json
 from stages.core.params import Section, read_section
 from stages.core.splits import (
-    INFO_FILE,
     SPLIT_NAMES,
+    SPLITS_INFO_FILE,
     Split,
     SplitsInfo,
     npy_writer,
@@ -58,7 +58,7 @@ def preprocess(*, params: Path, raw: Path, splits: Path, samples: Path) -> None:
         for images, masks in parts:
             write_splits(tmp, images, masks, section)
         info = describe_splits(tmp, source, section)
-        write_json(tmp / INFO_FILE, info.model_dump())
+        write_json(tmp / SPLITS_INFO_FILE, info.model_dump())
         draw_samples(samples, tmp, info)
     mean, std = (", ".join(f"{number:.4f}" for number in numbers) for numbers in (info.mean, info.std))
     echo(f"{info.dataset}: {info.counts}, {len(info.classes)} classes, mean {mean}, std {std}")

@@ -120,10 +120,10 @@ def run_proof(folder: Path, raw: Path) -> Path:
     outputs = {
         "environment": environment,
         "report": folder / "parity.json",
-        "measured": measured,
+        "measurements": measured,
         "certificate": folder / "certificate.json",
     }
-    validate_parity(**inputs, **model, quality=report, **outputs)
+    validate_parity(**inputs, **model, evaluation=report, **outputs)
     return folder
 
 

@@ -2,21 +2,20 @@
 
 import hashlib
 import http.client
-import inspect
 import io
 import json
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from conftest import ROOT, idx_bytes, write_params
+from conftest import ROOT, idx_bytes, run_stage_in, write_params
 from PIL import Image
 from toys import until
 
@@ -141,19 +140,9 @@ def learn_handwriting(folder: Path) -> Path:
         "train.zoom": 0.1,
         "evaluate.min_accuracy": 0.9,
     }
-    params, splits = write_params(folder / "params.yaml", recipe), folder / "splits"
-    preprocess(params=params, raw=raw, splits=splits, samples=folder / "samples.png")
-
-    def run(stage: Callable[..., None], **others: str) -> None:
-        """Call the stage with files of the folder, each named like its parameter unless `others` has another name."""
-        known = {"params": params, "splits": splits, "model": folder / "model.onnx", "golden": folder / "golden.json"}
-        names = [name for name, each in inspect.signature(stage).parameters.items() if each.default is each.empty]
-        stage(**{name: known.get(name, folder / others.get(name, name)) for name in names})
-
-    run(train, report="train.json")
-    run(evaluate, report="quality", mistakes="mistakes.png", tsne="tsne.png", first_nine="first_nine.png")
-    run(export_onnx)
-    run(validate_parity, report="parity.json", certificate="certificate.json")
+    write_params(folder / "params.yaml", recipe)
+    for stage in (preprocess, train, evaluate, export_onnx, validate_parity):
+        run_stage_in(folder, stage)
     return folder / "model.onnx"
 
 

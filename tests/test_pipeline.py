@@ -222,7 +222,7 @@ def test_a_killed_train_resumes_to_the_same_bytes_and_two_never_run_at_once(proj
             time.sleep(wait)
             train_processes(project)[0].kill()
     with running_repro(project) as repro:
-        assert "going on from step" in (project / "repro.log").read_text()
+        assert "resuming from step" in (project / "repro.log").read_text()
         repro.kill()
     with subprocess.Popen(["dvc", "repro"], cwd=project, env=environment()) as second_repro:
         while second_repro.poll() is None:

@@ -14,7 +14,7 @@ from stages.core.errors import StageError
 
 Split = Literal["train", "validation", "test"]
 SPLIT_NAMES: tuple[Split, ...] = ("train", "validation", "test")
-INFO_FILE = "about.json"
+SPLITS_INFO_FILE = "about.json"
 RERUN = "run `dvc repro preprocess`"
 
 
@@ -36,7 +36,7 @@ class SplitsInfo(pydantic.BaseModel):
 
 
 def read_splits_info(folder: Path) -> SplitsInfo:
-    path = folder / INFO_FILE
+    path = folder / SPLITS_INFO_FILE
     try:
         return SplitsInfo.model_validate_json(path.read_bytes())
     except FileNotFoundError:

@@ -10,8 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from stages.core.errors import StageError
-from stages.core.files import atomic_write
-from stages.core.files import file_sha256 as file_sha256  # re-exported
+from stages.core.files import atomic_write, file_sha256
 from stages.core.splits import SplitsInfo
 from stages.network.models import Classifier, ModelName, build_model
 

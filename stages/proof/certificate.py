@@ -8,7 +8,8 @@ from typing import Any
 import onnxruntime
 
 from stages.core.errors import StageError
-from stages.network.weights import file_sha256, short_hash
+from stages.core.files import file_sha256
+from stages.network.weights import short_hash
 
 FORMAT_VERSION = 1
 QUALITY_KEYS = ("accuracy", "accuracy_low", "accuracy_high", "min_accuracy", "images")

@@ -7,7 +7,8 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from stages.core.errors import StageError
-from stages.network.weights import WeightsHeader, file_sha256
+from stages.core.files import file_sha256
+from stages.network.weights import WeightsHeader
 
 INPUT, LOGITS, PROBABILITIES = "image", "logits", "probabilities"
 BATCH_AXIS = "batch"  # the name of the symbolic axis
