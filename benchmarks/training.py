@@ -57,9 +57,7 @@ def measure(
                 results.add(row)
                 print(f"{name}, seed {seed}: {row['accuracy']:.2%} in {row['seconds']:.2f} s", flush=True)
     rows = [row for row in results if "recipe" in row and row["settings"] == recipe_settings(row["recipe"])]
-    results.add(
-        {"limit": measure_matmul_flops(threads)}
-    )  # on a shared machine the highest measurement is nearest to the limit
+    results.add({"limit": measure_matmul_flops(threads)})  # the highest of several is nearest to the limit
     print(format_table(rows, max(row["limit"] for row in results if "limit" in row)))
     if plot:
         draw_plot(rows, plot)
@@ -220,9 +218,10 @@ def time_to_target(a: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[
 
 
 def extrapolated_times(rows: list[dict[str, Any]]) -> list[str]:
+    epochs = {name: PUBLISHED_RECIPES[name].epochs for name in EPOCH_LIMITS}
     return [
-        f"`{row['recipe']}` was run for {EPOCH_LIMITS[row['recipe']]} of its {PUBLISHED_RECIPES[row['recipe']].epochs} epochs, "
-        f"which would take {row['seconds'] / EPOCH_LIMITS[row['recipe']] * PUBLISHED_RECIPES[row['recipe']].epochs:.0f} s."
+        f"`{row['recipe']}` was run for {EPOCH_LIMITS[row['recipe']]} of its {epochs[row['recipe']]} epochs, "
+        f"which would take {row['seconds'] / EPOCH_LIMITS[row['recipe']] * epochs[row['recipe']]:.0f} s."
         for row in rows
         if row["recipe"] in EPOCH_LIMITS
     ]

@@ -95,7 +95,8 @@ def validate_parity(
     dataset = {"name": info.dataset, "origin": info.origin}
     write_json(certificate, make_certificate(hashes, dataset, quality, parity, trained_on))
     largest_error = max(difference.logits_max for _, difference in comparisons)
-    echo(f"{model} matches {weights}: logits within {largest_error:.2g} in {len(comparisons)} configurations")
+    measured = f"logits within {largest_error:.2g} in {len(comparisons)} configurations"
+    echo(f"{model} matches {weights}: {measured}; certified in {certificate}")
 
 
 def compare_configurations(

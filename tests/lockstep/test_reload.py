@@ -359,7 +359,7 @@ class TestRealRuns:
     pytestmark = slow
 
     def test_a_failed_run_is_not_loaded_and_the_next_good_one_is(self, project: Path, api: str, tmp_path: Path) -> None:
-        """With `dvc repro` and with the flow, which after a failure still runs independent stages: they write a new file."""
+        """With `dvc repro` and with the flow, which after a failure still runs the stages that do not depend on it."""
         model, params = project / "data/model/model.onnx", project / "params.yaml"
         runs = {
             "dvc": lambda status: dvc(project, "repro", status=status),
