@@ -73,7 +73,7 @@ def test_an_unknown_param_fails_with_one_line_and_checkout_restores_the_results(
     result = dvc(project, "repro", status=None)
     assert result.returncode != 0
     assert "train: params.yaml: unknown param train.min_step (did you mean 'min_steps'?)" in result.stderr
-    assert "`dvc checkout` and `git checkout` bring them back" in result.stderr
+    assert "`dvc checkout` and `git checkout` restore them" in result.stderr
     run(project, "git", "checkout", "-q", ".")
     dvc(project, "checkout")
     assert {path: path.read_bytes() for path in (project / "data").rglob("*") if path.is_file()} == former

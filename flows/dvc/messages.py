@@ -9,7 +9,7 @@ HINTS = (  # lines that suggest a command and report nothing
     "To enable auto staging",
     "dvc config core.auto",
     "Use `dvc push`",
-    "If DVC removed this stage's former outputs",  # the start of RESTORE in stages/core/command.py, as a test checks
+    "If DVC removed this stage's previous outputs",  # the start of RESTORE in stages/core/command.py, as a test checks
 )
 BUSY = ("is busy, it is being blocked by", "Unable to acquire lock")
 LOCK_HOLDER = "(PID "
