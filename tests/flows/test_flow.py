@@ -231,7 +231,7 @@ ENDINGS = {
     "below": ["never"],
     "lowest": ["below", "fine"],
 }
-HINT = "If DVC removed this stage's former outputs, `dvc checkout` and `git checkout` bring them back."
+HINT = "If DVC removed this stage's previous outputs, `dvc checkout` and `git checkout` restore them."
 
 
 @pytest.fixture(scope="module")
