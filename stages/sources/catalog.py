@@ -2,7 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
 
 from stages.core.errors import StageError
 from stages.core.files import atomic_write, file_sha256, remove_path, write_json
@@ -11,9 +13,17 @@ from stages.sources.embedded import EmbeddedDigits
 from stages.sources.image_folder import ImageFolder
 from stages.sources.published import PUBLISHED
 
-DatasetName = Literal["mnist", "fashion-mnist", "kmnist", "digits", "own"]
 SOURCE_FILE = "source.json"
 DATASETS: dict[str, Dataset] = {**PUBLISHED, "digits": EmbeddedDigits(), "own": ImageFolder()}
+
+
+def check_dataset_name(name: str) -> str:
+    if name not in DATASETS:
+        raise ValueError(f"input should be one of {', '.join(DATASETS)}")
+    return name
+
+
+DatasetName = Annotated[str, AfterValidator(check_dataset_name)]
 
 
 def fetch_dataset(name: DatasetName, folder: Path, own_images: Path) -> None:
