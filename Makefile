@@ -1,4 +1,5 @@
-# Each verb is a line that a person could type, in an environment that `make setup` makes.
+# Each target is a command that you could type yourself in the environment that `make setup` makes.
+# `##` describes a target in `make help`; `###` one for people who work on the project.
 PYTHON ?= python3
 SHELL := /bin/sh
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -6,9 +7,11 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .PHONY: help setup run test test-all test-ci test-portable lint check-lock serve serve-flows bench bench-arithmetic bench-pipeline bench-onnx bench-flow experiments lock clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.* ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.* ## /  \1\t/' | expand -t 20
+	@echo; echo "To work on the project:"
+	@grep -hE '^[a-z-]+:.* ### ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.* ### /  \1\t/' | expand -t 20
 
-setup:  ## make .venv with the exact set of requirements.lock, unless it is there
+setup:  ## make .venv with the exact versions of requirements.lock, unless it is up to date
 	@cmp -s requirements.lock .venv/installed.lock || { \
 	  $(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed; make PYTHON=/path/to/it" if sys.version_info < (3, 11) else 0)' && \
 	  echo "Installing requirements.lock into .venv: some minutes, once" && \
@@ -17,61 +20,61 @@ setup:  ## make .venv with the exact set of requirements.lock, unless it is ther
 	  .venv/bin/python -m pip check && \
 	  cp requirements.lock .venv/installed.lock; }
 
-run: setup  ## run the whole pipeline and show the result; DATASET=digits (or mnist, fashion-mnist, kmnist, own) first chooses the data set
+run: setup  ## run the whole pipeline and show the result; DATASET=digits|mnist|fashion-mnist|kmnist|own chooses the data set first
 	@python -m flows.make_run $(if $(DATASET),--dataset "$(DATASET)")
 
-test: setup  ## the fast tests
+test: setup  ## run the fast tests
 	python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not emulated" --cov --cov-report=term-missing:skip-covered
 
-test-all: setup  ## the fast and the slow tests
+test-all: setup  ### run the fast and the slow tests
 	python -m pytest -m "not gpu and not emulated"
 
-test-ci: setup  ## the slow tests that CI runs
+test-ci: setup  ### run the slow tests that CI runs
 	python -m pytest -n 2 --dist loadfile -m "slow and ci and not gpu"
 
-test-portable: setup  ## the same bytes under emulated CPUs (qemu-user, version 8 or later; an hour)
+test-portable: setup  ### compare bytes under emulated CPUs (qemu-user, version 8 or later; an hour)
 	@version=$$(qemu-x86_64 --version 2>/dev/null | sed -n 's/^qemu-x86_64 version \([0-9]*\).*/\1/p'); \
-	  test -n "$$version" || { echo "qemu-x86_64 is not here: install qemu-user, version 8 or later (Debian 13 has 10)"; exit 1; }; \
+	  test -n "$$version" || { echo "qemu-x86_64 was not found: install qemu-user, version 8 or later (Debian 13 has 10)"; exit 1; }; \
 	  test "$$version" -ge 8 || { echo "qemu-x86_64 $$version crashes in grid_sample: install qemu-user, version 8 or later (Debian 13 has 10)"; exit 1; }
 	python -m pytest -m emulated tests/test_portable.py
 
-check-lock: setup  ## see that dvc.lock is of what is committed: in a fresh clone every stage is skipped
+check-lock: setup  ### check that dvc.lock was made by the committed code: in a clone every stage is skipped
 	@clone=$$(mktemp -d) && trap 'rm -rf "$$clone"' EXIT && git clone -q . "$$clone" && cd "$$clone" && \
 	  out=$$(dvc repro --dry --allow-missing 2>&1) || { echo "$$out"; exit 1; } && \
-	  case "$$out" in *"Running stage"*) echo "$$out"; echo "dvc.lock is not of what is committed: run dvc repro and commit"; exit 1;; esac && \
-	  echo "dvc.lock is of what is committed"
+	  case "$$out" in *"Running stage"*) echo "$$out"; echo "dvc.lock was not made by the committed code: run dvc repro and commit it"; exit 1;; esac && \
+	  echo "dvc.lock was made by the committed code"
 
-lint: setup  ## ruff and mypy
+lint: setup  ### ruff and mypy
 	ruff check . && ruff format --check . && mypy
 
-serve: setup  ## serve data/model/model.onnx over HTTP, with a page to draw on; FLAGS="--port 9000" and the like
+serve: setup  ## serve data/model/model.onnx over HTTP, with a page to draw on; FLAGS="--port 9000" and so on
 	@python -m lockstep serve $(if $(wildcard data/reports/evaluate.json),--report data/reports/evaluate.json) $(FLAGS)
 
 serve-flows: setup  ## serve the deployments of prefect.yaml and their schedules, without a worker or a work pool
 	@python -m flows.serve_deployments
 
-bench: setup  ## the published recipes and ours side by side; ONLY="quick standard" SEEDS=5 chooses
+bench: setup  ## compare the published recipes with ours; ONLY="quick standard" SEEDS=5 selects
 	@python -m benchmarks.training --plot docs/speed.png $(foreach name,$(ONLY),--only $(name)) $(if $(SEEDS),--seeds $(SEEDS))
 
-bench-arithmetic: setup  ## what portable arithmetic costs, and two trainings side by side
+bench-arithmetic: setup  ### the cost of portable arithmetic, and two trainings side by side
 	@python -m benchmarks.arithmetic
 
-bench-pipeline: setup  ## each stage's overhead and memory, a run with nothing to do, ten times the data
+bench-pipeline: setup  ### each stage's overhead and memory, a run with nothing to do, ten times the data
 	@python -m benchmarks.pipeline
 
-bench-onnx: setup  ## the exported file in ONNX Runtime beside the network in PyTorch
+bench-onnx: setup  ### the ONNX file in ONNX Runtime beside the network in PyTorch
 	@python -m benchmarks.inference
 
-bench-flow: setup  ## what the flow costs compared with dvc repro
+bench-flow: setup  ### what the flow costs on top of dvc repro
 	@python benchmarks/flow_overhead.py
 
-experiments: setup  ## NAMES="reference_a reference_b" or NAMES=--all: run sets of experiments.yaml and show their results
+experiments: setup  ## run sets of params of experiments.yaml and show them: NAMES="quick strong", or NAMES=--all
 	@python -m flows.experiments $(NAMES)
 
-lock: setup  ## make requirements.lock anew from the ranges in pyproject.toml
+lock: setup  ### resolve requirements.lock again from the ranges in pyproject.toml
 	uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --no-annotate --no-header \
 	  --upgrade --extra pipeline --extra service --group dev -o requirements.lock pyproject.toml
 
-clean:  ## remove the environment and what tools left; data and DVC's cache stay
+clean:  ## remove the environment and the tools' caches; data and DVC's cache stay
 	rm -rf logs .venv .pytest_cache .mypy_cache .ruff_cache .coverage dvc_plots build *.egg-info data/checkpoints
 	find stages flows lockstep benchmarks tests -name __pycache__ -prune -exec rm -rf {} +
