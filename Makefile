@@ -12,11 +12,12 @@ help:  ## this list
 	@grep -hE '^[a-z-]+:.* ### ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.* ### /  \1\t/' | expand -t 20
 
 setup:  ## make .venv with the exact versions of requirements.lock, unless it is up to date
-	@cmp -s requirements.lock .venv/installed.lock || { \
+	@{ test -x .venv/bin/lockstep && cmp -s requirements.lock .venv/installed.lock; } || { \
 	  $(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed; make PYTHON=/path/to/it" if sys.version_info < (3, 11) else 0)' && \
 	  echo "Installing requirements.lock into .venv: some minutes, once" && \
 	  $(PYTHON) -m venv --clear .venv && \
 	  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock && \
+	  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . && \
 	  .venv/bin/python -m pip check && \
 	  cp requirements.lock .venv/installed.lock; }
 
