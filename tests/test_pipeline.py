@@ -257,7 +257,7 @@ def test_the_default_params_pass_the_gate_on_the_digits(tmp_path: Path) -> None:
         picture = Image.new("RGB", (300, 200), paper)
         ImageDraw.Draw(picture).line([(120, 50), (200, 50), (150, 160)], fill=ink, width=20, joint="curve")
         picture.save(project / "seven.png")
-        output = run(project, sys.executable, "-m", "lockstep.predict", "--json", "seven.png").stdout
+        output = run(project, sys.executable, "-m", "lockstep", "predict", "--json", "seven.png").stdout
         assert json.loads(output)["label"] == "7"
 
 

@@ -94,7 +94,7 @@ def test_a_weight_that_changes_by_one_bit_in_step_300_is_located(tmp_path: Path,
     dvc(project, "repro")
     commit(project)
     source = project / "stages" / "train.py"
-    step = "        optimizer.step(now)\n"
+    step = "        loss, logits = train_step(section, ddp_network, state.optimizers, images, labels)\n"
     change = """        if step + 1 == 300:
             bias = network.head.bias.data[:1]
             bias.copy_(torch.nextafter(bias, bias + 1))
