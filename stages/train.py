@@ -82,7 +82,19 @@ def train(
     checkpoints: Path,
     checkpoint_seconds: float = 5.0,
 ) -> None:
-    """Train `train.model` on SPLITS; after a kill, training resumes from its checkpoint to the same bytes."""
+    """Train `train.model` on the splits; after a kill, training resumes from its checkpoint to the same bytes.
+
+    Args:
+        params: The params file; its sections `train` and `machine` are read.
+        splits: Folder of splits, written by the stage preprocess.
+        weights: Output file of the trained weights, safetensors.
+        history: Output table of losses and accuracies, CSV; it grows during the training.
+        trace: Output table of checksums of every tensor, CSV.
+        report: Output file of the metrics of the weights, JSON.
+        environment: Output file of what decides the bytes: arithmetic, device, threads, libraries; JSON.
+        checkpoints: Folder of the checkpoint of an unfinished training.
+        checkpoint_seconds: Time between two checkpoints.
+    """
     arguments = dict(locals())
     section, machine = read_section(params, "train", Train), read_section(params, "machine", Machine)
     info = read_splits_info(splits)
