@@ -21,7 +21,7 @@ setup:  ## make .venv with the exact versions of requirements.lock, unless it is
 	  .venv/bin/python -m pip check && \
 	  cp requirements.lock .venv/installed.lock; }
 
-run: setup  ## run the whole pipeline and show the result; DATASET=digits|mnist|fashion-mnist|kmnist|own chooses the data set first
+run: setup  ## run the whole pipeline and show the result; DATASET=digits and so on chooses the data set first (params.yaml names them)
 	@python -m flows.make_run $(if $(DATASET),--dataset "$(DATASET)")
 
 test: setup  ## run the fast tests

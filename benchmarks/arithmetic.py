@@ -22,7 +22,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 from ruamel.yaml import YAML
 
-from stages.core.arithmetic import OPENMP_SPIN, PORTABLE
+from stages.core.arithmetic import OPENMP_SPIN, PORTABLE_ENV
 
 ROOT = Path(__file__).parent.parent
 OUTPUTS = ("weights", "history", "trace", "report", "environment", "checkpoints")
@@ -60,7 +60,7 @@ def time_training(count: int, machine: Mapping[str, Any], environment: Mapping[s
     """Seconds of the longest training loop of `count` that run at once."""
     params = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
     params["machine"] |= {"device": "cpu", **machine}
-    inherited = {name: value for name, value in os.environ.items() if name not in PORTABLE}
+    inherited = {name: value for name, value in os.environ.items() if name not in PORTABLE_ENV}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "params.yaml").write_text(json.dumps(params))
         processes = [start_training(Path(folder), number, {**inherited, **environment}) for number in range(count)]

@@ -151,8 +151,8 @@ def anonymous_memory(pid: int) -> float:
 def train_one_epoch(project: Path, factor: int) -> dict[str, float]:
     """Train for one epoch on FACTOR versions of each training image: the image itself, and distortions of it."""
     splits, folder = project / f"splits{factor}", project / f"out{factor}"
-    for former in (splits, folder):
-        shutil.rmtree(former, ignore_errors=True)
+    for path in (splits, folder):
+        shutil.rmtree(path, ignore_errors=True)
     shutil.copytree(project / "data" / "splits", splits)
     images, labels = read_images(splits, "train"), read_labels(splits, "train")
     (splits / "train-images.npy").unlink()

@@ -18,7 +18,7 @@ from flows.report import markdown_table, read_json, run_title, shorten
 from flows.terminal import run_cli, run_flow
 from flows.workspace import open_scratch_clone
 
-KEY = "lockstep-audit"
+ARTIFACT_KEY = "lockstep-audit"
 Trace = list[dict[str, str]]  # rows of train's trace: a step, and a checksum for each tensor
 
 
@@ -40,7 +40,7 @@ async def audit(tolerance: float = 0.005) -> State[Any]:
     except FlowError as error:
         state, table = Failed(message=str(error)), str(error)
     log.info(f"{state.name}: {state.message}")
-    await acreate_markdown_artifact(f"## {state.name}: {state.message}\n\n{table}", KEY, state.message)
+    await acreate_markdown_artifact(f"## {state.name}: {state.message}\n\n{table}", ARTIFACT_KEY, state.message)
     await rename_flow_run(shorten(f"audit: {state.message}"))
     return state
 
@@ -49,22 +49,24 @@ async def compare_rerun(root: Path, tolerance: float) -> tuple[State[Any], str]:
     """The audit's state, and a table of every output."""
     committed, machine, metrics = await read_checksums(root), read_machine(root), read_metrics(root)
     traces = read_traces(root)
-    first = await rerun_all(root)
-    rows = [[path, committed[path], first.get(path, "")] for path in committed]
+    checksums = await rerun_all(root)
+    rows = [[path, committed[path], checksums.get(path, "")] for path in committed]
     table = markdown_table(["output", "dvc.lock", "this run"], rows)
-    different = [path for path in committed if first.get(path) != committed[path]]
+    different = [path for path in committed if checksums.get(path) != committed[path]]
     if not different:
-        return Completed(name="Reproduced", message=f"All {len(first)} outputs have the same bytes as dvc.lock"), table
+        return Completed(
+            name="Reproduced", message=f"All {len(checksums)} outputs have the same bytes as dvc.lock"
+        ), table
     changes = list_changes(machine, read_machine(root))
     if not changes:
         source = locate_difference(root, different, traces)
         return Failed(message=f"Bytes differ from those of dvc.lock: {', '.join(different)}; {source}"), table
     where = f"on another machine than the recorded one ({', '.join(changes)})"
     traces = read_traces(root)
-    second = await rerun_all(root)
-    if unequal := [path for path in first if first[path] != second.get(path)]:
-        source = locate_difference(root, unequal, traces)
-        return Failed(message=f"Two runs differ from each other, {where}: {', '.join(unequal)}; {source}"), table
+    checksums_again = await rerun_all(root)
+    if different := [path for path in checksums if checksums[path] != checksums_again.get(path)]:
+        source = locate_difference(root, different, traces)
+        return Failed(message=f"Two runs differ from each other, {where}: {', '.join(different)}; {source}"), table
     if drift := metric_drift(metrics, read_metrics(root), tolerance):
         message = f"Metrics differ by more than {tolerance:g} from the committed ones, {where}: {', '.join(drift)}"
         return Failed(message=message), table
@@ -90,14 +92,14 @@ def list_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def metric_drift(old: Mapping[str, Any], new: Mapping[str, Any], tolerance: float) -> list[str]:
-    """The floats and booleans that differ too much. Integers count something, and are not compared."""
-    far = {}
+    """The floats that differ by more than the tolerance, and booleans that differ. Integers are not compared."""
+    drifted = {}
     for name, before in old.items():
         after = new.get(name)
         are_close = isinstance(after, float) and isinstance(before, float) and abs(after - before) <= tolerance
         if isinstance(before, float | bool) and not are_close:
-            far[name] = before
-    return list_changes(far, {name: new[name] for name in far if name in new})
+            drifted[name] = before
+    return list_changes(drifted, {name: new[name] for name in drifted if name in new})
 
 
 def locate_difference(root: Path, different: list[str], before: Mapping[str, Trace]) -> str:
@@ -128,7 +130,7 @@ def compare_traces(before: Trace, after: Trace) -> str:
 
 
 def find_outs(root: Path, stem: str) -> list[str]:
-    """The outs of this file name that exist."""
+    """The outs that exist and have this file name, without its suffix."""
     outs = [out for stage in read_dag(root).stages.values() for out in stage.outs if Path(out).stem == stem]
     return [out for out in outs if (root / out).exists()]
 
@@ -142,7 +144,7 @@ def read_traces(root: Path) -> dict[str, Trace]:
 
 
 def read_machine(root: Path) -> dict[str, Any]:
-    """Train's record of the machine: with equal records the same bytes are promised."""
+    """The environment.json of train, without its libraries. Two machines with equal records give the same bytes."""
     records = [read_json(root / path) for path in find_outs(root, "environment")]
     return {key: value for record in records for key, value in record.items() if key != "libraries"}
 
@@ -153,7 +155,7 @@ def read_metrics(root: Path) -> dict[str, Any]:
     return {f"{stem}.{name}": value for stem, values in metrics.items() for name, value in values.items()}
 
 
-def command(*, tolerance: float = 0.005) -> None:
+def audit_cli(*, tolerance: float = 0.005) -> None:
     """Run every stage again from the raw data in a scratch clone of HEAD, and fail if a byte differs from dvc.lock.
 
     On another machine than the recorded one every stage runs twice, and the two runs are compared. For example:
@@ -169,4 +171,4 @@ def command(*, tolerance: float = 0.005) -> None:
 
 
 if __name__ == "__main__":
-    run_cli(command, "python -m flows.audit")
+    run_cli(audit_cli, "python -m flows.audit")

@@ -11,12 +11,12 @@ from prefect.events.schemas.events import ResourceSpecification
 
 NAME = "lockstep: end runs that show no sign of life"
 MESSAGE = "No sign of life: its worker or machine died"
-FLOWS = ["lockstep", "lockstep-audit", "lockstep-sweep"]
+FLOW_NAMES = "lockstep*"  # Prefect reads the * as any ending
 HEARTBEAT_TIMEOUT = timedelta(seconds=120)  # four heartbeats, which pyproject.toml and prefect.yaml set
 
 
 def make_automation() -> Automation:
-    """After a heartbeat, any event of the same run counts: the next heartbeat, or a state of any name."""
+    """It acts if no event of the run, neither a heartbeat nor a change of state, follows a heartbeat in time."""
     return Automation(
         name=NAME,
         description="Made with the deployments. Marks a run as Crashed when it sends no heartbeat and no state.",
@@ -25,7 +25,7 @@ def make_automation() -> Automation:
             after={"prefect.flow-run.heartbeat"},
             expect={"prefect.flow-run.*"},
             match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
-            match_related=ResourceSpecification({"prefect.resource.role": ["flow"], "prefect.resource.name": FLOWS}),
+            match_related=ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": FLOW_NAMES}),
             for_each={"prefect.resource.id"},
             threshold=1,
             within=HEARTBEAT_TIMEOUT,

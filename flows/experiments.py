@@ -22,14 +22,14 @@ from ruamel.yaml import YAML
 from flows.dvc.command import run_dvc
 from flows.dvc.dag import read_dag
 from flows.dvc.lock_file import repair_lockfile
-from flows.dvc.params_file import load_yaml, parse_overrides, with_changes
+from flows.dvc.params_file import edit_params_text, load_yaml, parse_overrides
 from flows.environment import run_command
 from flows.errors import FlowError
 from flows.parameters import validate_params
 from flows.terminal import run_cli, run_flow
 
 ROOT = Path(__file__).parent.parent
-KEY = "lockstep-sweep"
+ARTIFACT_KEY = "lockstep-sweep"
 # The columns of `dvc exp show` that every table has, besides the params that the experiments change.
 COLUMNS = r"Experiment|.*evaluate\S*:accuracy|accuracy_(low|high)|train\.(model|epochs|batch|optimizer|learning_rate)"
 Experiments = dict[str, dict[str, Any]]  # the params of each experiment, by its name
@@ -45,7 +45,7 @@ async def sweep(
 
     Args:
         names: sets of experiments.yaml
-        grid: values to combine, by param, as in {"train.epochs" - [1, 2], "train.seed" - [0, 1, 2]}
+        grid: values to combine, by param, as in {"train.epochs": [1, 2], "train.seed": [0, 1, 2]}
         limit: how many run in parallel
     """
     log, semaphore = get_run_logger(), asyncio.Semaphore(limit)
@@ -54,12 +54,12 @@ async def sweep(
         await repair_lockfile(ROOT, read_dag(ROOT), log.info)
         for params in experiments.values():
             sections = sorted({name.split(".")[0] for name in params})
-            await validate_params(ROOT, with_changes(ROOT / "params.yaml", params), sections)
+            await validate_params(ROOT, edit_params_text(ROOT / "params.yaml", params), sections)
     except FlowError as error:
         log.error(str(error))
         return Failed(message=str(error))
     states = await asyncio.gather(*(run_experiment(*item, semaphore) for item in experiments.items()))
-    await acreate_table_artifact(await read_results(experiments, log.info), KEY, ", ".join(experiments))
+    await acreate_table_artifact(await read_results(experiments, log.info), ARTIFACT_KEY, ", ".join(experiments))
     if failed := [name for name, state in zip(experiments, states, strict=True) if not state.is_completed()]:
         log.error(f"failed: {', '.join(failed)}")
         return Failed(message=f"failed: {', '.join(failed)}")
@@ -67,18 +67,20 @@ async def sweep(
 
 
 async def run_experiment(name: str, params: Mapping[str, Any], semaphore: asyncio.Semaphore) -> State[Any]:
-    """Run one experiment in its task. If it succeeds, it replaces the former experiment of its name."""
-    new = f"{name}-new"
+    """Run one experiment in its task. If it succeeds, it replaces an earlier experiment of the same name."""
+    temporary_name = f"{name}-new"
     flags = [flag for param, value in params.items() for flag in ("-S", f"{param}={json.dumps(value)}")]
 
     async def experiment() -> State[Any]:
         async with semaphore:
             log = get_run_logger().info
-            await run_dvc(["exp", "remove", new], ROOT)  # a killed run may have left it
-            command = ["exp", "run", "--temp", "--name", new, *flags]
+            await run_dvc(["exp", "remove", temporary_name], ROOT)  # a killed run may have left it
+            command = ["exp", "run", "--temp", "--name", temporary_name, *flags]
             result = await run_dvc(command, ROOT, on_line=log, on_wait=log)
             if not result.returncode:
-                result = await run_dvc(["exp", "rename", "--force", new, name], ROOT, on_line=log, on_wait=log)
+                result = await run_dvc(
+                    ["exp", "rename", "--force", temporary_name, name], ROOT, on_line=log, on_wait=log
+                )
         if result.returncode:
             return Failed(message="\n".join(result.lines[-10:]))
         return Completed(message=f"dvc exp apply {name}")
@@ -97,11 +99,14 @@ def select_experiments(names: Sequence[str], grid: Mapping[str, list[Any]]) -> E
         raise FlowError(f"{problem}; experiments.yaml has {', '.join(known)}")
     if empty := [param for param, values in grid.items() if not values]:
         raise FlowError(f"{', '.join(empty)}: no values to combine")
-    experiments = {name.replace("_", "-"): known[name] for name in names}
-    for values in itertools.product(*grid.values()) if grid else []:
-        params = dict(zip(grid, values, strict=True))
-        experiments["-".join(f"{param.rpartition('.')[2]}-{value}" for param, value in params.items())] = params
-    return {re.sub(r"[^\w.-]|_", "-", name): params for name, params in experiments.items()}
+    points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())] if grid else []
+    grid_names = ["-".join(f"{param.rpartition('.')[2]}-{value}" for param, value in point.items()) for point in points]
+    experiments: Experiments = {}
+    for name, params in zip([*names, *grid_names], [*map(known.get, names), *points], strict=True):
+        experiment = re.sub(r"[^\w.-]|_", "-", name)
+        if experiments.setdefault(experiment, params or {}) != (params or {}):
+            raise FlowError(f"{name}: another of these experiments would also be called {experiment}; run them apart")
+    return experiments
 
 
 def read_experiments(root: Path) -> Experiments:
@@ -129,7 +134,7 @@ def columns_to_drop(experiments: Experiments, *more: str) -> str:
     return f"^(?!({'|'.join([COLUMNS, *sorted(params), *more])})$)"
 
 
-def command(
+def sweep_cli(
     *names: str,
     all_: Annotated[bool, Parameter(name="--all")] = False,
     grid: Annotated[tuple[str, ...], Parameter(name="-S")] = (),
@@ -165,4 +170,4 @@ def command(
 
 
 if __name__ == "__main__":
-    run_cli(command, "python -m flows.experiments")
+    run_cli(sweep_cli, "python -m flows.experiments")

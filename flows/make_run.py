@@ -31,7 +31,7 @@ def dataset_help() -> str:
     return f"Write this data set to params.yaml first: {comment}."
 
 
-def command(*, dataset: Annotated[str, Parameter(help=dataset_help())] = "") -> None:
+def make_run_cli(*, dataset: Annotated[str, Parameter(help=dataset_help())] = "") -> None:
     """Run the whole pipeline and show the result.
 
     Without --dataset it uses the data set of params.yaml, or the embedded digits if no mirror delivers that. For
@@ -73,4 +73,4 @@ def check_dataset(root: Path) -> int:
 
 
 if __name__ == "__main__":
-    run_cli(command, "python -m flows.make_run")
+    run_cli(make_run_cli, "python -m flows.make_run")

@@ -32,7 +32,7 @@ def stage_name_type(root: Path) -> Any:
     return choice | str if groups else choice  # a changed param may add stages to a `foreach` or `matrix`
 
 
-def overrides_type(root: Path) -> type[Overrides]:
+def make_overrides_model(root: Path) -> type[Overrides]:
     """Overrides with a field for each param, described by its comment and its present value."""
     try:
         content = load_yaml(YAML(), root / "params.yaml")

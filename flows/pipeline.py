@@ -29,9 +29,9 @@ from flows.dvc.lock_file import (
     sort_lockfile,
 )
 from flows.dvc.messages import command_exit_status, is_hint, repro_result
-from flows.dvc.params_file import flatten, parse_overrides, read_params, with_changes, write_params
+from flows.dvc.params_file import edit_params_text, flatten, parse_overrides, read_params, write_params
 from flows.errors import FlowError
-from flows.parameters import overrides_type, stage_name_type, validate_params
+from flows.parameters import make_overrides_model, stage_name_type, validate_params
 from flows.plan import LOST_ENTRY, Plan, explain_run, make_plan, needs_validation
 from flows.process import CommandResult
 from flows.report import StageResult, format_result, plan_title, publish_report, run_title
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     StageName = str
     from flows.parameters import Overrides
 else:
-    StageName, Overrides = stage_name_type(ROOT), overrides_type(ROOT)
+    StageName, Overrides = stage_name_type(ROOT), make_overrides_model(ROOT)
 STATE_LINES = 10  # of a failed stage's output in its state's message
 
 
@@ -64,7 +64,7 @@ async def pipeline(
         force: run also stages that are up to date
         params: change these values in params.yaml first
         where: tree is the project's folder; clone is a clean clone of its HEAD, with the same DVC cache
-        commit_to: the branch to which a changed dvc.lock is committed; needs a clone
+        commit_to: the branch to which the results are committed (dvc.lock, params.yaml, data/reports); needs a clone
     """
     log = get_run_logger()
     changes = {
@@ -93,11 +93,11 @@ async def run_stages(
     await repair_lockfile(root, dag, log.info)
     plan = await plan_run(root, dag, dag.select(only, from_stage), force, changes, log.info)
     if changes:
-        write_params(root / "params.yaml", with_changes(root / "params.yaml", changes))
+        write_params(root / "params.yaml", edit_params_text(root / "params.yaml", changes))
     log.info(f"{plan}\n")
     await rename_flow_run(plan_title(plan))
     log_dir = ROOT / "logs" / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}-{flow_run.id[:8]}"
-    run, former_entries = PipelineRun(root, dag, plan, force, log_dir), [*read_lock_text(root).entries]
+    run, entries_before = PipelineRun(root, dag, plan, force, log_dir), [*read_lock_text(root).entries]
     try:
         async with asyncio.TaskGroup() as group:
             for name in plan.reasons:
@@ -106,7 +106,7 @@ async def run_stages(
         if errors.subgroup(TerminationSignal):
             raise TerminationSignal(signal.SIGTERM) from None
         raise
-    await sort_lockfile(root, dag, former_entries)
+    await sort_lockfile(root, dag, entries_before)
     results = [StageResult.of(name, task.result(), run.seconds.get(name)) for name, task in run.states.items()]
     log.info("\n" + "\n".join(map(str, results)) + "\n")
     return results, log_dir
@@ -122,17 +122,20 @@ async def plan_run(
 ) -> Plan:
     """The plan, once all params are known to be valid."""
     params = {**flatten(read_params(root / "params.yaml")), **changes}
-    recorded = await read_lock(root)
-    text, stages = with_changes(root / "params.yaml", changes), needs_validation(dag, selected, recorded, params)
+    lock_entries = await read_lock(root)
+    text, stages = (
+        edit_params_text(root / "params.yaml", changes),
+        needs_validation(dag, selected, lock_entries, params),
+    )
     if force:
         await validate_params(root, text, stages)
         return Plan(dict.fromkeys(selected, "forced"))
     _, status = await asyncio.gather(validate_params(root, text, stages), dvc_status(root, on_wait))
-    if changes:  # `dvc status` has read dvc.yaml's templates with the former params
-        former = read_dag(root).stages
-        status |= {name: ["changed command"] for name in selected if dag.stages[name] != former.get(name)}
-    lost = missing_entries(recorded, committed_lock_text(root)) if recorded else ()
-    return make_plan(dag, selected, status, recorded, params, lost)
+    if changes:  # `dvc status` has expanded the templates of dvc.yaml with the present params
+        present = read_dag(root).stages
+        status |= {name: ["changed command"] for name in selected if dag.stages[name] != present.get(name)}
+    lost_entries = missing_entries(lock_entries, committed_lock_text(root)) if lock_entries else ()
+    return make_plan(dag, selected, status, lock_entries, params, lost_entries)
 
 
 class PipelineRun:
@@ -156,9 +159,9 @@ class PipelineRun:
             name=stage.name,
             task_run_name=stage.name,
             description=stage.description,
-            tags=() if self.is_up_to_date(stage, upstream) else stage.policy.tags,  # a tag may limit concurrency
-            retries=stage.policy.retries,
-            retry_delay_seconds=list(stage.policy.retry_delay_seconds) or None,
+            tags=() if self.is_up_to_date(stage, upstream) else stage.options.tags,  # a tag may limit concurrency
+            retries=stage.options.retries,
+            retry_delay_seconds=list(stage.options.retry_delay_seconds) or None,
             retry_condition_fn=lambda *_: self.may_retry(stage),
             cache_policy=NO_CACHE,  # DVC is the only cache
             persist_result=False,
@@ -183,7 +186,7 @@ class PipelineRun:
             on_line=lambda line: None if is_hint(line) else log.info(line),
             on_wait=log.info,
             log_file=self.log_dir / f"{name.replace('/', '-')}.log",
-            timeout=stage.policy.timeout_seconds,
+            timeout=stage.options.timeout_seconds,
         )
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
         self.exit_statuses[name] = command_exit_status(result.lines) or result.returncode
@@ -199,13 +202,13 @@ class PipelineRun:
         return not self.plan.reasons[stage.name] and all(state.name == "UpToDate" for state in upstream.values())
 
     def may_retry(self, stage: Stage) -> bool:
-        return not stage.policy.retry_on or self.exit_statuses.get(stage.name) in stage.policy.retry_on
+        return not stage.options.retry_on or self.exit_statuses.get(stage.name) in stage.options.retry_on
 
 
 def stage_state(stage: Stage, result: CommandResult, reason: str) -> State[Any]:
     """The state of a stage's task after `dvc repro`."""
     if result.timed_out:
-        limit = f"{stage.policy.timeout_seconds:g} s"
+        limit = f"{stage.options.timeout_seconds:g} s"
         return Failed(name="TimedOut", message=f"Stopped after {limit}, its timeout_seconds in dvc.yaml")
     if result.returncode:
         return Failed(message="\n".join(result.lines[-STATE_LINES:]) or f"dvc exited with {result.returncode}")
@@ -236,7 +239,7 @@ async def rename_flow_run(name: str) -> None:
         await client.update_flow_run(UUID(flow_run.id), name=name)
 
 
-def command(
+def pipeline_cli(
     *,
     only: Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True)] = None,
     from_: Annotated[str | None, Parameter(name="--from")] = None,
@@ -267,12 +270,12 @@ def command(
     where
         tree: the project's folder. clone: a clean clone of its HEAD, with the same DVC cache.
     commit_to
-        The branch to which a changed dvc.lock is committed. Needs --where clone.
+        The branch to which the results are committed: dvc.lock, params.yaml and data/reports. Needs --where clone.
     plan
         Print which stages would run and why, and run none.
     """
     changes = parse_overrides(set_)
-    with_changes(ROOT / "params.yaml", changes)  # raises an error if one does not exist
+    edit_params_text(ROOT / "params.yaml", changes)  # raises an error if one does not exist
     dag = read_dag(ROOT, changes)
     if only == ():
         raise FlowError(f"--only: name the stages to run; dvc.yaml has {', '.join(dag.stages)}")
@@ -296,4 +299,4 @@ def command(
 
 
 if __name__ == "__main__":
-    run_cli(command, "python -m flows.pipeline")
+    run_cli(pipeline_cli, "python -m flows.pipeline")

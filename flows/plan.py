@@ -26,44 +26,44 @@ def make_plan(
     dag: Dag,
     selected: tuple[str, ...],
     status: Mapping[str, list[Any]],
-    recorded: Mapping[str, LockEntry],
+    lock_entries: Mapping[str, LockEntry],
     params: Mapping[str, Any],
-    lost: Container[str] = (),
+    lost_entries: Container[str] = (),
 ) -> Plan:
     """Explain each selected stage.
 
-    STATUS is that of `dvc status`, RECORDED the entries of dvc.lock, PARAMS the values that the run will use, LOST the
-    stages that only the last commit's dvc.lock has.
+    STATUS is that of `dvc status`, LOCK_ENTRIES are those of dvc.lock, PARAMS the values that the run will use.
+    LOST_ENTRIES are the stages that dvc.lock has in the last commit but not now.
     """
     reasons: dict[str, str] = {}
     for name in selected:
         stage = dag.stages[name]
         stale_upstream = [upstream for upstream in stage.upstream if reasons.get(upstream)]
         new_deps = {out for upstream in stale_upstream for out in dag.stages[upstream].outs}
-        own_reasons = explain_stale(status.get(name, []), recorded.get(name), stage_params(params, stage), new_deps)
-        reason = LOST_ENTRY if name in lost else "; ".join(own_reasons)
+        own_reasons = explain_stale(status.get(name, []), lock_entries.get(name), stage_params(params, stage), new_deps)
+        reason = LOST_ENTRY if name in lost_entries else "; ".join(own_reasons)
         reasons[name] = reason or (f"after {', '.join(stale_upstream)}" if stale_upstream else "")
     return Plan(reasons)
 
 
 def needs_validation(
-    dag: Dag, selected: tuple[str, ...], recorded: Mapping[str, LockEntry], params: Mapping[str, Any]
+    dag: Dag, selected: tuple[str, ...], lock_entries: Mapping[str, LockEntry], params: Mapping[str, Any]
 ) -> list[str]:
     """The stages whose params differ from those of their last successful run."""
-    read_sections = {name.partition(".")[0] for stage in dag.stages.values() for name in stage.params}
-    if {name.partition(".")[0] for name in params} - read_sections:
+    used_sections = {name.partition(".")[0] for stage in dag.stages.values() for name in stage.params}
+    if {name.partition(".")[0] for name in params} - used_sections:
         return [*selected]  # a section that no stage reads may be a misspelt one
     return [
         name
         for name in selected
-        if name not in recorded or locked_params(recorded[name]) != stage_params(params, dag.stages[name])
+        if name not in lock_entries or locked_params(lock_entries[name]) != stage_params(params, dag.stages[name])
     ]
 
 
 def explain_stale(
     status: list[Any], entry: LockEntry | None, params: Mapping[str, Any], new_deps: set[str]
 ) -> Iterator[str]:
-    """Why a stage is stale even if its upstream, which writes NEW_DEPS, writes the same as before."""
+    """Why a stage is stale, apart from NEW_DEPS: files that an upstream stage is about to write again."""
     if entry is None:
         yield "never ran"
         return
@@ -73,11 +73,11 @@ def explain_stale(
     changes = {kind: paths for item in status if isinstance(item, dict) for kind, paths in item.items()}
     deps, outs = changes.get("changed deps", {}), changes.get("changed outs", {})
     files = {path: change for path, change in deps.items() if isinstance(change, str)}  # others are params files
-    yield from name_changes("deps", [f"{path} {change}" for path, change in files.items() if path not in new_deps])
-    yield from name_changes("outs", [f"{path} {change}" for path, change in outs.items()])
+    yield from summarize_changes("deps", [f"{path} {change}" for path, change in files.items() if path not in new_deps])
+    yield from summarize_changes("outs", [f"{path} {change}" for path, change in outs.items()])
     if "always changed" in status:
         yield "always changed"
-    yield from name_changes("params in", [path for path in deps if path not in files and path != "params.yaml"])
+    yield from summarize_changes("params in", [path for path in deps if path not in files and path != "params.yaml"])
 
 
 def explain_run(before: LockEntry | None, after: LockEntry | None) -> str:
@@ -88,21 +88,21 @@ def explain_run(before: LockEntry | None, after: LockEntry | None) -> str:
     deps = [path for path in {**old, **new} if old.get(path) != new.get(path)]
     reasons = ["its command changed"] if before.get("cmd") != after.get("cmd") else []
     return "; ".join(
-        [*reasons, *param_changes(locked_params(before), locked_params(after)), *name_changes("deps", deps)]
+        [*reasons, *param_changes(locked_params(before), locked_params(after)), *summarize_changes("deps", deps)]
     )
 
 
 def param_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     names = [name for name in {**old, **new} if (name in old, old.get(name)) != (name in new, new.get(name))]
     changes = [f"{name} {format_param(old, name)} -> {format_param(new, name)}" for name in names]
-    yield from name_changes("params", changes)
+    yield from summarize_changes("params", changes)
 
 
 def format_param(params: Mapping[str, Any], name: str) -> str:
     return json.dumps(params[name]).strip('"') if name in params else "nothing"
 
 
-def name_changes(kind: str, items: list[str]) -> Iterator[str]:
+def summarize_changes(kind: str, items: list[str]) -> Iterator[str]:
     if items:
         rest = f" and {len(items) - MAX_NAMED} more" if len(items) > MAX_NAMED else ""
         yield f"{kind} {', '.join(items[:MAX_NAMED])}{rest}"

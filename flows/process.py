@@ -70,19 +70,22 @@ async def stream_command(
 
 
 async def wait_exit_uncancelled(process: subprocess.Popen[bytes], output: asyncio.StreamReader) -> int:
-    """Wait until the supervisor has ended, even if this task is being cancelled."""
+    """Wait until the supervisor has ended. If this task is cancelled during that time, cancel it afterwards."""
     timeout = 2 * (supervisor.LOCK_WRITE_TIMEOUT + supervisor.TERM_TIMEOUT)
     waiting = asyncio.ensure_future(asyncio.wait_for(drain_and_wait(process, output), timeout))
+    is_cancelled = False
     while not waiting.done():
         try:
             await asyncio.wait([waiting])
         except asyncio.CancelledError:
-            continue
+            is_cancelled = True
+    if is_cancelled:
+        raise asyncio.CancelledError
     return 128 + signal.SIGKILL if isinstance(waiting.exception(), TimeoutError) else waiting.result()
 
 
 async def drain_and_wait(process: subprocess.Popen[bytes], output: asyncio.StreamReader) -> int:
-    """A full pipe would keep a process that still writes from ending."""
+    """Read what is left of the output: a process that writes to a full pipe does not end."""
     while await output.read(65536):
         pass
     return await wait_exit(process)
@@ -104,7 +107,7 @@ class LineDecoder:
         self.last_line_time = time.monotonic()
 
     def feed(self, chunk: bytes) -> Iterator[str]:
-        """Each line that ended; of a progress bar one state every PROGRESS_SECONDS."""
+        """Each complete line. Of a progress bar, which rewrites its line, one version every PROGRESS_SECONDS."""
         for text, end in re.findall(r"([^\r\n]*)([\r\n]?)", self.decoder.decode(chunk)):
             self.line = text if text and self.at_line_start else self.line + text
             self.at_line_start = end == "\r" or (self.at_line_start and not text and not end)

@@ -17,7 +17,7 @@ from flows.dvc.messages import last_error_line
 from flows.dvc.params_file import get_param
 from flows.plan import Plan
 
-KEY = "lockstep-report"
+ARTIFACT_KEY = "lockstep-report"
 MAX_TITLE = 150  # characters
 STATE_WORDS = {"TimedOut": "timed out", "UpToDate": "up to date"}
 MAX_EMBEDDED = 200_000  # bytes of a picture inside the report
@@ -72,7 +72,7 @@ def shorten(text: str) -> str:
 
 async def publish_report(root: Path, results: list[StageResult], log_dir: Path) -> None:
     """Publish the report under the same key as those before, so that Prefect's page shows their history."""
-    await acreate_markdown_artifact(await make_report(root, results, log_dir), KEY, run_title(results))
+    await acreate_markdown_artifact(await make_report(root, results, log_dir), ARTIFACT_KEY, run_title(results))
 
 
 async def make_report(root: Path, results: list[StageResult], log_dir: Path) -> str:

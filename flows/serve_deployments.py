@@ -26,7 +26,7 @@ from flows.terminal import run_cli
 ROOT = Path(__file__).parent.parent
 
 
-def command() -> None:
+def serve_cli() -> None:
     """Serve the deployments of prefect.yaml and their schedules until Ctrl-C.
 
     They are served on the server of PREFECT_API_URL, or on one at the usual port of this machine, which is started if
@@ -46,7 +46,9 @@ async def serve(deployments: list[RunnerDeployment]) -> None:
     for deployment in deployments:
         await detach_from_pool(await runner.aadd_deployment(deployment))
     serving = asyncio.create_task(runner.start())
-    print(f"Serving {', '.join(one.name for one in deployments)} on {PREFECT_API_URL.value()}", flush=True)
+    print(
+        f"Serving {', '.join(deployment.name for deployment in deployments)} on {PREFECT_API_URL.value()}", flush=True
+    )
     await asyncio.sleep(0)  # the runner sets its own signal handlers first
     interrupted = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -60,7 +62,7 @@ async def serve(deployments: list[RunnerDeployment]) -> None:
 
 
 async def detach_from_pool(deployment: UUID) -> None:
-    """Let runs start in this folder: a deployment made by `prefect deploy` would keep its work pool."""
+    """Unset the work pool that an earlier `prefect deploy` has set, so that this process runs the deployment."""
     async with get_client() as client:
         await client.update_deployment(deployment, DeploymentUpdate(path=str(ROOT), work_pool_name=None))
 
@@ -69,7 +71,7 @@ def default_server_url() -> str:
     """The server at the usual port of this machine, which is started if there is none."""
     port = PREFECT_SERVER_API_PORT.value()
     url = f"http://{HOST}:{port}/api"
-    return url if is_healthy(url) else start_server(port, page=True)()
+    return url if is_healthy(url) else start_server(port, ui=True)()
 
 
 def read_deployments(root: Path) -> list[RunnerDeployment]:
@@ -79,7 +81,7 @@ def read_deployments(root: Path) -> list[RunnerDeployment]:
 
 def make_deployment(entry: dict[str, Any]) -> RunnerDeployment:
     limit = entry.get("concurrency_limit")
-    os.environ.update(entry["work_pool"].get("job_variables", {}).get("env", {}))  # inherited by the runs
+    os.environ.update(entry.get("work_pool", {}).get("job_variables", {}).get("env", {}))  # inherited by the runs
     deployment = load_flow_from_entrypoint(entry["entrypoint"]).to_deployment(
         entry["name"],
         description=entry.get("description"),
@@ -101,4 +103,4 @@ def make_schedule(entry: dict[str, Any]) -> Schedule:
 
 
 if __name__ == "__main__":
-    run_cli(command, "python -m flows.serve_deployments")
+    run_cli(serve_cli, "python -m flows.serve_deployments")

@@ -20,23 +20,23 @@ STARTUP_TIMEOUT = 90.0  # seconds
 
 
 def start_temporary_server() -> Callable[[], str] | None:
-    """Start a server without a page if PREFECT_API_URL is not set."""
+    """Start a server without its web interface if PREFECT_API_URL is not set."""
     if PREFECT_API_URL.value():
         return None
     with socket.socket() as listener:
         listener.bind((HOST, 0))  # a free port
         port = listener.getsockname()[1]
-    return start_server(port, page=False)
+    return start_server(port, ui=False)
 
 
-def start_server(port: int, *, page: bool) -> Callable[[], str]:
+def start_server(port: int, *, ui: bool) -> Callable[[], str]:
     """Start a server; returns a function that waits until it answers and returns its address.
 
-    The server ends when this process does, however that ends, and so also gets what Prefect sends at exit.
+    The server ends when this process has ended, even if it is killed. So it still receives what Prefect sends at exit.
     """
     for name in ("no_proxy", "NO_PROXY"):  # requests to this machine must not go to a proxy
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), HOST]))
-    settings = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_SERVER_UI_ENABLED": str(page).lower()}
+    settings = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_SERVER_UI_ENABLED": str(ui).lower()}
     app = ("uvicorn", "--factory", "prefect.server.api.server:create_app", "--lifespan", "on", "--log-level", "error")
     command = [sys.executable, "-m", *app, "--host", HOST, "--port", str(port)]
     url = f"http://{HOST}:{port}/api"

@@ -20,7 +20,7 @@ LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
 
 
 def run_cli(command: Callable[..., None], name: str) -> NoReturn:
-    """Run a command with the command line's flags, and exit; an error that a person can correct is one line."""
+    """Parse the command line, run the command with it, and exit. A FlowError is printed as one line."""
     prefix = name.rpartition(".")[2]
     try:
         App(
@@ -45,7 +45,7 @@ def run_cli(command: Callable[..., None], name: str) -> NoReturn:
 
 
 def run_flow(flow: Any, wait_for_server: Callable[[], str] | None = None, **parameters: Any) -> int:
-    """Run the flow in this process; returns its exit status. WAIT_FOR_SERVER is of a server that was started before."""
+    """Run the flow in this process; returns its exit status. WAIT_FOR_SERVER is of one that is already starting."""
     wait_for_server = wait_for_server or start_temporary_server()
     log_to_terminal()
     with ExitStack() as stack:

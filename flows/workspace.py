@@ -16,60 +16,60 @@ from flows.process import stream_command
 
 Where = Literal["tree", "clone"]
 COMMITTER = ("-c", "user.name=Lockstep", "-c", "user.email=lockstep@localhost")
-COMMIT_ATTEMPTS = 3  # another run may commit to the same branch meanwhile
+COMMIT_ATTEMPTS = 3  # another run may commit to the same branch at the same time
 OnMessage = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Workspace:
     path: Path
-    home: Path  # the project's folder
+    project_dir: Path
     has_remote: bool = False  # whether results are pushed to a DVC remote
 
     async def save_results(self, branch: str | None, message: str, on_message: OnMessage) -> None:
-        """Push the outputs, and commit a changed dvc.lock to the branch of the project's repository."""
+        """Push the outputs to the DVC remote. If dvc.lock has changed, commit what changed to the project's branch."""
         if self.has_remote:
             await dvc(self.path, "push", on_line=on_message)
         if branch and await git(self.path, "status", "--porcelain", "dvc.lock"):
-            await commit(self.path, self.home, branch, message)
+            await commit(self.path, self.project_dir, branch, message)
             on_message(f"Committed to the branch {branch}")
 
 
 @asynccontextmanager
 async def open_workspace(
-    home: Path, where: Where, branch: str | None, on_message: OnMessage
+    project_dir: Path, where: Where, branch: str | None, on_message: OnMessage
 ) -> AsyncIterator[Workspace]:
     if where == "tree":
         if branch:
             raise FlowError("commit_to needs where=clone: in the project's folder you commit yourself")
-        await remove_abandoned_clones(home)
-        lock = dvc_tmp_dir(home) / "lockstep.lock"
+        await remove_abandoned_clones(project_dir)
+        lock = dvc_tmp_dir(project_dir) / "lockstep.lock"
         async with hold_lock(lock, "another run in this folder", on_message):  # all of them change its params.yaml
-            yield Workspace(home, home)
+            yield Workspace(project_dir, project_dir)
         return
     if branch:
-        await git(home, "check-ref-format", "--branch", branch)
-        if await git(home, "branch", "--show-current") == [branch]:
+        await git(project_dir, "check-ref-format", "--branch", branch)
+        if await git(project_dir, "branch", "--show-current") == [branch]:
             raise FlowError(f"commit_to: {branch} is checked out in the project's folder; name another branch")
-    async with scratch_dir(home) as path:
-        yield await clone(home, path, on_message)
+    async with scratch_dir(project_dir) as path:
+        yield await clone(project_dir, path, on_message)
 
 
 @asynccontextmanager
-async def open_scratch_clone(home: Path, on_message: OnMessage) -> AsyncIterator[Path]:
+async def open_scratch_clone(project_dir: Path, on_message: OnMessage) -> AsyncIterator[Path]:
     """A clone with the data that exists, but with a DVC cache of its own, so that new outputs stay in it."""
-    async with scratch_dir(home) as path:
-        await clone(home, path, on_message)
-        write_dvc_settings(path, {**await dvc_settings(home), "cache.dir": str(path / ".dvc" / "cache")})
+    async with scratch_dir(project_dir) as path:
+        await clone(project_dir, path, on_message)
+        write_dvc_settings(path, {**await dvc_settings(project_dir), "cache.dir": str(path / ".dvc" / "cache")})
         yield path
 
 
-async def clone(home: Path, path: Path, on_message: OnMessage) -> Workspace:
+async def clone(project_dir: Path, path: Path, on_message: OnMessage) -> Workspace:
     """Clone HEAD, with DVC's settings and cache and the data that exists."""
-    head = (await git(home, "rev-parse", "HEAD"))[-1]
-    await git(home, "clone", "--quiet", "--no-checkout", ".", str(path))
+    head = (await git(project_dir, "rev-parse", "HEAD"))[-1]
+    await git(project_dir, "clone", "--quiet", "--no-checkout", ".", str(path))
     await git(path, "checkout", "--quiet", "--detach", head)
-    settings = await dvc_settings(home)
+    settings = await dvc_settings(project_dir)
     write_dvc_settings(path, settings)
     has_remote = "core.remote" in settings
     on_message(f"Works in a clean clone of {head[:10]}" + (", with the remote's data" if has_remote else ""))
@@ -77,13 +77,13 @@ async def clone(home: Path, path: Path, on_message: OnMessage) -> Workspace:
         await dvc(path, "pull", "--allow-missing", on_line=on_message)
     else:
         await run_dvc(["checkout", "--allow-missing"], path)  # fails for data that is not in the cache
-    return Workspace(path, home, has_remote)
+    return Workspace(path, project_dir, has_remote)
 
 
-async def dvc_settings(home: Path) -> dict[str, str]:
+async def dvc_settings(project_dir: Path) -> dict[str, str]:
     """DVC's settings, with absolute paths. Of several levels (system, global, local) the last one listed applies."""
-    listed = (await run_dvc(["config", "--list"], home)).lines
-    cache = (await dvc(home, "cache", "dir"))[-1]
+    listed = (await run_dvc(["config", "--list"], project_dir)).lines
+    cache = (await dvc(project_dir, "cache", "dir"))[-1]
     return {**dict(line.split("=", 1) for line in listed if "=" in line), "cache.dir": cache}
 
 
@@ -100,10 +100,10 @@ def write_dvc_settings(path: Path, settings: Mapping[str, str]) -> None:
 
 
 @asynccontextmanager
-async def scratch_dir(home: Path) -> AsyncIterator[Path]:
+async def scratch_dir(project_dir: Path) -> AsyncIterator[Path]:
     """A new folder, removed afterwards. Its lock tells other runs that it is in use."""
-    await remove_abandoned_clones(home)
-    async with lock_clones(home) as clones:
+    await remove_abandoned_clones(project_dir)
+    async with lock_clones(project_dir) as clones:
         path = Path(tempfile.mkdtemp(dir=clones))
         lock = os.open(path, os.O_RDONLY)
         try_lock(lock)
@@ -114,9 +114,9 @@ async def scratch_dir(home: Path) -> AsyncIterator[Path]:
         os.close(lock)
 
 
-async def remove_abandoned_clones(home: Path) -> None:
+async def remove_abandoned_clones(project_dir: Path) -> None:
     """Remove the clones of runs that were killed: those that no process has locked."""
-    async with lock_clones(home) as clones:
+    async with lock_clones(project_dir) as clones:
         for path in [path for path in clones.iterdir() if path.is_dir()]:
             lock = os.open(path, os.O_RDONLY)
             if try_lock(lock):
@@ -125,27 +125,30 @@ async def remove_abandoned_clones(home: Path) -> None:
 
 
 @asynccontextmanager
-async def lock_clones(home: Path) -> AsyncIterator[Path]:
+async def lock_clones(project_dir: Path) -> AsyncIterator[Path]:
     """Hold the lock of the folder of clones while one is made or removed."""
-    (clones := dvc_tmp_dir(home) / "clones").mkdir(exist_ok=True)
+    (clones := dvc_tmp_dir(project_dir) / "clones").mkdir(exist_ok=True)
     async with hold_lock(clones / "lock", "another run that removes clones", None):
         yield clones
 
 
-async def commit(path: Path, home: Path, branch: str, message: str) -> None:
-    """Commit all changes in PATH to HOME's branch, on top of the branch and of the commit that ran."""
+async def commit(path: Path, project_dir: Path, branch: str, message: str) -> None:
+    """Commit the files in PATH to the branch of PROJECT_DIR, as a merge of the branch and the commit that ran.
+
+    The result has the files of the run alone: of the branch's earlier commits only the history is kept.
+    """
     await git(path, "add", "--all")
     tree, head = (await git(path, "write-tree"))[-1], (await git(path, "rev-parse", "HEAD"))[-1]
     for attempt in range(COMMIT_ATTEMPTS):
         parents = [head]
-        if tip := await git(home, "for-each-ref", "--format=%(objectname)", f"refs/heads/{branch}"):
-            await git(path, "fetch", "--quiet", str(home), f"refs/heads/{branch}")
+        if tip := await git(project_dir, "for-each-ref", "--format=%(objectname)", f"refs/heads/{branch}"):
+            await git(path, "fetch", "--quiet", str(project_dir), f"refs/heads/{branch}")
             parents = list(dict.fromkeys([tip[-1], head]))
         flags = [word for parent in parents for word in ("-p", parent)]
         result = (await git(path, *COMMITTER, "commit-tree", tree, *flags, "-m", message))[-1]
         await git(path, "update-ref", "refs/heads/result-of-run", result)
         try:
-            await git(home, "fetch", "--quiet", str(path), f"refs/heads/result-of-run:refs/heads/{branch}")
+            await git(project_dir, "fetch", "--quiet", str(path), f"refs/heads/result-of-run:refs/heads/{branch}")
         except FlowError:  # the branch has moved
             if attempt == COMMIT_ATTEMPTS - 1:
                 raise

@@ -3,9 +3,9 @@
 import os
 import sys
 
-from stages.core.arithmetic import configure_environment, is_stage_command
+from stages.core.arithmetic import is_stage_command, set_arithmetic_env
 from stages.core.source import snapshot_source
 
 if is_stage_command(sys.orig_argv):  # here, because the module of a stage imports numpy and torch
-    configure_environment(sys.orig_argv, os.environ)
+    set_arithmetic_env(sys.orig_argv, os.environ)
     snapshot_source()

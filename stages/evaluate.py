@@ -1,4 +1,4 @@
-"""Trained weights and the test split in; metrics, tables and pictures of the quality out."""
+"""Measures the trained weights on the test split. Writes metrics, tables and pictures."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,7 @@ from pydantic import Field
 from stages.core.command import echo, run_stage
 from stages.core.device import prepare_device
 from stages.core.errors import StageError
-from stages.core.figures import RIGHT, WRONG, CaptionedImage, draw_grid, draw_scatter
+from stages.core.figures import CORRECT_COLOR, WRONG_COLOR, CaptionedImage, draw_grid, draw_scatter
 from stages.core.files import write_csv, write_json
 from stages.core.params import Machine, Section, read_section
 from stages.core.splits import read_images, read_labels, read_splits_info
@@ -62,17 +62,17 @@ def evaluate(
         "macro_f1": float(scores[:, 2].mean()),
         "calibration_error": quality.calibration_error(reliability_table),
     }
-    gate = {"images": len(labels), "min_accuracy": section.min_accuracy, "weights": short_hash(weights)}
-    write_json(report, {name: round(value, 6) for name, value in metrics.items()} | gate)
+    context = {"images": len(labels), "min_accuracy": section.min_accuracy, "weights": short_hash(weights)}
+    write_json(report, {name: round(value, 6) for name, value in metrics.items()} | context)
     label_names, predicted_names = np.array(names)[labels], np.array(names)[predicted]
     write_csv(predictions, ("actual", "predicted"), zip(label_names, predicted_names, strict=True))
     class_rows = (
-        (name, *rounded(recall, precision, recall, f1))  # the accuracy on a class is its recall
+        (name, *round_all(recall, precision, recall, f1))  # the accuracy on a class is its recall
         for name, (precision, recall, f1) in zip(names, scores.tolist(), strict=True)
     )
     write_csv(classes, ("class", "accuracy", "precision", "recall", "f1"), class_rows)
     bin_rows = (
-        (*rounded(bin_confidence, bin_accuracy, bin_confidence), count)
+        (*round_all(bin_confidence, bin_accuracy, bin_confidence), count)
         for bin_confidence, bin_accuracy, count in reliability_table
     )
     write_csv(reliability, ("confidence", "accuracy", "perfect", "images"), bin_rows)
@@ -99,13 +99,13 @@ def run_network(network: Classifier, images: NDArray[np.uint8], hidden_images: i
     return torch.cat(logits).softmax(1).numpy(), torch.cat(hidden)[:hidden_images].numpy()
 
 
-def rounded(*numbers: float) -> list[float]:
+def round_all(*numbers: float) -> list[float]:
     return [round(number, 6) for number in numbers]
 
 
 def draw_first_nine(path: Path, images: NDArray[np.uint8], labels: Names, predicted: Names) -> None:
     cells = [
-        CaptionedImage(image, f"{label} → {prediction}", RIGHT if label == prediction else WRONG)
+        CaptionedImage(image, f"{label} → {prediction}", CORRECT_COLOR if label == prediction else WRONG_COLOR)
         for image, label, prediction in zip(images[:9], labels, predicted, strict=False)
     ]
     draw_grid(path, "The first nine test images: label → prediction", cells, columns=3)
@@ -115,7 +115,8 @@ def draw_mistakes(path: Path, images: NDArray[np.uint8], labels: Names, predicte
     wrong = np.flatnonzero(predicted != labels)
     most_confident = wrong[np.argsort(-confidence[wrong], kind="stable")][:12]
     cells = [
-        CaptionedImage(images[i], f"{labels[i]} → {predicted[i]}  {confidence[i]:.0%}", WRONG) for i in most_confident
+        CaptionedImage(images[i], f"{labels[i]} → {predicted[i]}  {confidence[i]:.0%}", WRONG_COLOR)
+        for i in most_confident
     ]
     title = f"The most confident of {len(wrong)} mistakes: label → prediction" if cells else "No mistakes"
     draw_grid(path, title, cells, columns=4)

@@ -1,4 +1,4 @@
-"""Trained weights in; one self-contained ONNX file out, and a golden sample that any consumer can replay."""
+"""Writes the trained weights as one self-contained ONNX file, and a golden sample that any consumer can replay."""
 
 import contextlib
 import io

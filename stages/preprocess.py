@@ -1,4 +1,4 @@
-"""Raw files in; checked, scaled splits out: uint8 images and labels as .npy, a JSON that describes them, a figure."""
+"""Decodes, checks and scales the raw images, and writes them as training, validation and test splits."""
 
 import math
 from collections.abc import Iterator
@@ -65,7 +65,7 @@ def preprocess(*, params: Path, raw: Path, splits: Path, samples: Path) -> None:
 
 
 def split_images(data: RawData, classes: list[str], section: Preprocess) -> list[tuple[LabelledImages, Masks]]:
-    """Assign each image to a split. Data published without a test split gets one; both splits are stratified."""
+    """Assign each image to a split. Validation images, and test images if none are published, are chosen by class."""
     for images in filter(None, (data.train, data.test)):
         check_labels(images, classes)
     labels = data.train.labels
@@ -96,6 +96,7 @@ def check_labels(images: LabelledImages, classes: list[str]) -> None:
 def check_classes(
     labels: NDArray[Any], classes: list[str], name: str, advice: str = "add some, or remove the class"
 ) -> None:
+    """Raise an error if a class has no image among these labels."""
     counts = np.bincount(labels, minlength=len(classes))
     if missing := ", ".join(classes[label] for label in np.flatnonzero(counts == 0)):
         raise StageError(f"no image of the class {missing} among the {len(labels)} {name} images; {advice}")

@@ -1,4 +1,4 @@
-"""Splits in; trained weights, the history and trace of the training, a report and the environment out."""
+"""Trains the network on the training split. Writes its weights, and the history, trace and report of the training."""
 
 import time
 from copy import deepcopy
@@ -65,7 +65,7 @@ class Train(Section):
     def check_consistency(self) -> "Train":
         if self.keep == "best" and self.monitor != "validation":
             raise ValueError(f"keep: best selects by the validation split, but monitor is {self.monitor}")
-        if self.nesterov and not self.momentum:
+        if self.optimizer in ("sgd", "muon") and self.nesterov and not self.momentum:
             raise ValueError("nesterov: true needs a momentum above 0")
         return self
 
@@ -271,7 +271,10 @@ def predict(network: Classifier, images: Tensor) -> Tensor:
 
 
 def make_report(section: Train, network: Classifier, history: History) -> dict[str, Any]:
-    """The metrics of the weights that are written."""
+    """The last row of the history, or the best one with `keep: best`, and the number of parameters.
+
+    The loss is from before the calibration of the probabilities.
+    """
     rows = [dict(zip(COLUMNS, row, strict=True)) for row in history.rows]
     row = max(rows, key=lambda row: row["monitor_accuracy"]) if section.keep == "best" else rows[-1]
     metrics: dict[str, Any] = {name: row[name] for name in ("step", "epoch", "loss", "accuracy")}

@@ -1,4 +1,4 @@
-"""Trained weights and their ONNX file in; a report out, and a certificate if the outputs of both match."""
+"""Compares the ONNX file with the trained network. Writes a report, and a certificate if the outputs match."""
 
 import itertools
 from collections.abc import Iterator
@@ -21,14 +21,14 @@ from stages.core.params import Machine, Section, read_section
 from stages.core.splits import read_images, read_labels, read_splits_info
 from stages.network.weights import check_weights_fit, read_weights
 from stages.proof.certificate import hash_files, make_certificate, read_quality
-from stages.proof.engines import OPTIMIZATION_LEVELS, REFERENCE_EVALUATOR, Configuration, run_onnx, run_torch
+from stages.proof.engines import OPTIMIZATION_LEVELS, REFERENCE_EVALUATOR, InferenceConfig, run_onnx, run_torch
 from stages.proof.golden import read_golden
 from stages.proof.onnx_file import find_declaration_errors, read_model
 from stages.proof.parity import Difference, Outputs, build_sample, compare_outputs, thin_sample
 
 COLUMNS = ("configuration", "engine", "level", "provider", "threads", "batch", "images", "logits_max", "logits_p999",
            "probabilities_max", "probabilities_p999", "flips", "flip_margin")  # fmt: skip
-Comparison = tuple[Configuration, Difference]
+Comparison = tuple[InferenceConfig, Difference]
 
 
 class ValidateParity(Section):
@@ -58,7 +58,7 @@ def validate_parity(
 ) -> None:
     """Compare the ONNX file with the trained network in every configuration, and certify it if the outputs match.
 
-    The report, unlike the measurements, is the same on every CPU if the outputs match.
+    The measured errors, whose last digits differ between CPUs, stand in the measurements and not in the report.
     """
     section = read_section(params, "validate_parity", ValidateParity)
     machine = read_section(params, "machine", Machine)
@@ -79,8 +79,8 @@ def validate_parity(
     if not reasons:
         reasons, comparisons = compare_configurations(proto, images, expected, section, machine.threads)
     if not reasons:
-        outputs = run_onnx(proto, Configuration("golden"), golden_sample.images)
-        reasons = golden_sample.differences(outputs, header.classes, section.atol)
+        outputs = run_onnx(proto, InferenceConfig("golden"), golden_sample.images)
+        reasons = golden_sample.mismatches(outputs, header.classes, section.atol)
     accuracy = float((expected["test"].logits.argmax(axis=1) == read_labels(splits, "test")).mean())
     parity = {"configurations": len(comparisons), "images": len(test),
               "atol": section.atol, "margin": section.flip_margin}  # fmt: skip
@@ -110,18 +110,18 @@ def compare_configurations(
     reasons: list[str] = []
     comparisons: list[Comparison] = []
     for configuration in list_configurations(section, threads):
-        name = configuration.images
+        name = configuration.image_set
         try:
             outputs = run_onnx(proto, configuration, images[name])
         except Exception as error:  # ONNX Runtime's errors share no other base class
             return [*reasons, f"{configuration}: cannot be run: {' '.join(str(error).split())}"], comparisons
         difference = compare_outputs(expected[name], outputs)
         comparisons.append((configuration, difference))
-        reasons += [f"{configuration}: {reason}" for reason in difference.reasons(section.atol, section.flip_margin)]
+        reasons += [f"{configuration}: {reason}" for reason in difference.mismatches(section.atol, section.flip_margin)]
     return reasons, comparisons
 
 
-def list_configurations(section: ValidateParity, threads: int) -> Iterator[Configuration]:
+def list_configurations(section: ValidateParity, threads: int) -> Iterator[InferenceConfig]:
     """Every optimization level on the test split; every batch size and number of threads on the sample."""
     available = onnxruntime.get_available_providers()
     providers = [provider for provider in section.providers if provider in available]
@@ -131,15 +131,16 @@ def list_configurations(section: ValidateParity, threads: int) -> Iterator[Confi
         )
     for provider in providers:
         for level in OPTIMIZATION_LEVELS:
-            yield Configuration("test", level=level, provider=provider, threads=threads)
+            yield InferenceConfig("test", level=level, provider=provider, threads=threads)
         for batch in section.batch_sizes:
             for thread_count in sorted({1, max(2, threads)}):
-                yield Configuration("sample", provider=provider, threads=thread_count, batch=batch)
-    yield Configuration("reference", REFERENCE_EVALUATOR, "none", provider="none", batch=section.reference_images)
+                yield InferenceConfig("sample", provider=provider, threads=thread_count, batch=batch)
+    yield InferenceConfig("reference", REFERENCE_EVALUATOR, "none", provider="none", batch=section.reference_images)
 
 
-def table_row(configuration: Configuration, difference: Difference) -> list[Any]:
-    values = {"configuration": str(configuration), **asdict(configuration), **asdict(difference)}
+def table_row(configuration: InferenceConfig, difference: Difference) -> list[Any]:
+    named = {"configuration": str(configuration), "images": difference.image_count}
+    values = named | asdict(configuration) | asdict(difference)
     return [round_float(values[column]) for column in COLUMNS]
 
 

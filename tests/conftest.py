@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.core.arithmetic import PORTABLE
+from stages.core.arithmetic import PORTABLE_ENV
 
-os.environ.update(PORTABLE)  # before numpy and torch are imported
+os.environ.update(PORTABLE_ENV)  # before numpy and torch are imported
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ QUICK_PARAMS: dict[str, Any] = {
     "validate_parity.reference_images": 4,
 }
 
-Params = Callable[..., Path]
+WriteParams = Callable[..., Path]
 # A shell makes background jobs ignore SIGINT, and the processes that the tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -61,7 +61,7 @@ def write_params(path: Path, changes: dict[str, Any]) -> Path:
 
 
 @pytest.fixture
-def params(tmp_path: Path) -> Params:
+def params(tmp_path: Path) -> WriteParams:
     """Write a params file and return its path: params({"train.epochs": 1})."""
 
     def write(changes: dict[str, Any] | None = None) -> Path:
@@ -76,7 +76,7 @@ def idx_bytes(array: np.ndarray) -> bytes:
     return gzip.compress(header + array.astype(np.uint8).tobytes(), mtime=0)
 
 
-def drawn_digits(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def synthetic_digits(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Images (count, 28, 28) with a bright rectangle whose position depends on the class, and their labels in turn."""
     generator = np.random.default_rng(seed)
     labels = np.arange(count) % 10
@@ -92,7 +92,7 @@ def write_raw(folder: Path, train: int = 600, test: int = 200) -> Path:
     """Write the outputs of download for a small data set in MNIST's format."""
     folder.mkdir(parents=True)
     for prefix, count, seed in (("train", train, 1), ("t10k", test, 2)):
-        images, labels = drawn_digits(count, seed)
+        images, labels = synthetic_digits(count, seed)
         (folder / f"{prefix}-images-idx3-ubyte.gz").write_bytes(idx_bytes(images))
         (folder / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(idx_bytes(labels))
     source = {"dataset": "mnist", "origin": "made", "preparation": "mnist", "classes": list("0123456789"), "files": {}}
@@ -113,7 +113,7 @@ def stage_arguments(folder: Path, stage: Callable[..., None], **given: Any) -> d
 
 
 def run_stage_in(folder: Path, stage: Callable[..., None], **given: Any) -> None:
-    """Call a stage; files that are not given are in FOLDER: run_stage_in(tmp_path, train, splits=made / "splits")."""
+    """Call a stage. Files that are not given are in FOLDER, as in run_stage_in(tmp_path, train, splits=splits)."""
     stage(**stage_arguments(folder, stage, **given))
 
 
@@ -125,7 +125,7 @@ def stage_command(folder: Path, stage: Callable[..., None], **given: Any) -> lis
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def stage_outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the outputs of all stages for the small data set. Do not write into it."""
     from stages.evaluate import evaluate
     from stages.export_onnx import export_onnx
@@ -153,24 +153,24 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository after its first `dvc repro`, committed. Copy it; do not change it."""
-    from repositories import DIGITS, STAGES, commit, dvc, new_project, ran
+    from repositories import DIGITS_PARAMS, STAGES, commit_all, create_project, executed_stages, run_dvc
 
-    folder = new_project(tmp_path_factory.mktemp("finished") / "project", DIGITS)
-    assert ran(dvc(folder, "repro")) == STAGES
-    commit(folder)
+    folder = create_project(tmp_path_factory.mktemp("finished") / "project", DIGITS_PARAMS)
+    assert executed_stages(run_dvc(folder, "repro")) == STAGES
+    commit_all(folder)
     return folder
 
 
 @pytest.fixture
-def project(finished: Path, tmp_path: Path) -> Path:
+def project(finished_project: Path, tmp_path: Path) -> Path:
     """A copy of the finished repository, with DVC's cache, in a folder with spaces in its name."""
-    return Path(shutil.copytree(finished, tmp_path / "my own project", symlinks=True))
+    return Path(shutil.copytree(finished_project, tmp_path / "my own project", symlinks=True))
 
 
 @pytest.fixture(scope="session")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def prefect_api_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The API URL of a real Prefect server, which all tests of a process share."""
     from toys import free_port, prefect_server
 
@@ -179,41 +179,43 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def toy(tmp_path: Path) -> Path:
+def toy_repository(tmp_path: Path) -> Path:
     """A repository with a small pipeline, in a folder with a space in its name."""
-    from toys import new_toy
+    from toys import create_toy_repository
 
-    return new_toy(tmp_path / "a toy")
+    return create_toy_repository(tmp_path / "a toy")
 
 
 @pytest.fixture(scope="session")
-def tested(made: Path) -> tuple[np.ndarray, np.ndarray]:
+def test_set(stage_outputs: Path) -> tuple[np.ndarray, np.ndarray]:
     """The test images of the small data set, uint8[200, 1, 28, 28], and their labels."""
-    return np.load(made / "splits" / "test-images.npy"), np.load(made / "splits" / "test-labels.npy")
+    return np.load(stage_outputs / "splits" / "test-images.npy"), np.load(stage_outputs / "splits" / "test-labels.npy")
 
 
 @pytest.fixture(scope="session")
-def service(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Service"]:
+def service(stage_outputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Service"]:
     """The HTTP service with the model of the small data set. Do not change its files."""
-    from served import running
+    from served import run_service
 
     folder = tmp_path_factory.mktemp("service")
-    with running(folder, made / "model.onnx", "--report", str(made / "evaluate.json")) as running_service:
+    with run_service(
+        folder, stage_outputs / "model.onnx", "--report", str(stage_outputs / "evaluate.json")
+    ) as running_service:
         yield running_service
 
 
 @pytest.fixture
-def copied(made: Path, tmp_path: Path) -> Path:
+def model_copy(stage_outputs: Path, tmp_path: Path) -> Path:
     """A copy of the model with its golden sample and certificate, which a test may change."""
     (tmp_path / "served").mkdir()
     for name in ("model.onnx", "golden.json", "certificate.json"):
-        shutil.copyfile(made / name, tmp_path / "served" / name)
+        shutil.copyfile(stage_outputs / name, tmp_path / "served" / name)
     return tmp_path / "served" / "model.onnx"
 
 
 @pytest.fixture(scope="session")
-def handwritten(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def handwriting_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model trained on scikit-learn's handwritten digits, prepared like MNIST's."""
-    from served import learn_handwriting
+    from served import train_on_handwriting
 
-    return learn_handwriting(tmp_path_factory.mktemp("handwritten"))
+    return train_on_handwriting(tmp_path_factory.mktemp("handwritten"))

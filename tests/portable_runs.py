@@ -20,9 +20,9 @@ from typing import Any, get_args
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-from stages.core.arithmetic import OPENMP_SPIN, PORTABLE
+from stages.core.arithmetic import OPENMP_SPIN, PORTABLE_ENV
 
-os.environ.update({**PORTABLE, **OPENMP_SPIN})  # before numpy and torch are imported
+os.environ.update({**PORTABLE_ENV, **OPENMP_SPIN})  # before numpy and torch are imported
 
 import numpy as np
 import torch

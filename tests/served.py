@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from conftest import ROOT, idx_bytes, run_stage_in, write_params
 from PIL import Image
-from toys import until
+from toys import wait_until
 
 from lockstep.certificate import hash_content
 from stages.core.files import write_json
@@ -68,7 +68,7 @@ class Service:
 
 
 @contextmanager
-def running(folder: Path, model: Path, *flags: str) -> Iterator[Service]:
+def run_service(folder: Path, model: Path, *flags: str) -> Iterator[Service]:
     """`python -m lockstep serve` in a process of its own, on a free port of loopback."""
     log = folder / "service.log"
     with log.open("wb") as errors:
@@ -84,7 +84,7 @@ def running(folder: Path, model: Path, *flags: str) -> Iterator[Service]:
         match = re.search(r"http://\S+", process.stdout.readline())
         assert match, log.read_text()
         service = Service(match[0], process, log)
-        until(lambda: is_ready(service), 30)
+        wait_until(lambda: is_ready(service), 30)
         yield service
     finally:
         process.send_signal(signal.SIGINT)
@@ -103,7 +103,7 @@ def is_ready(service: Service) -> bool:
         return False
 
 
-def learn_handwriting(folder: Path) -> Path:
+def train_on_handwriting(folder: Path) -> Path:
     """A proven model, trained on scikit-learn's 1,797 handwritten digits prepared like MNIST."""
     from sklearn.datasets import load_digits
 

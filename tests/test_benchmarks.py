@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import write_raw
 from PIL import Image
-from repositories import new_project, run
+from repositories import create_project, run_command
 
 from flows.dvc.params_file import set_param
 
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.ci]
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small data set in MNIST's form, and no numbers yet."""
-    folder = new_project(tmp_path_factory.mktemp("bench") / "project", {})
+    folder = create_project(tmp_path_factory.mktemp("bench") / "project", {})
     write_raw(folder / "data" / "raw")
     results_path(folder).unlink(missing_ok=True)
     return folder
@@ -34,7 +34,7 @@ def read_measurements(project: Path) -> list[tuple[str, int]]:
 
 
 def run_benchmark(project: Path, *arguments: str) -> str:
-    return run(project, sys.executable, "-m", "benchmarks.training", *arguments).stdout
+    return run_command(project, sys.executable, "-m", "benchmarks.training", *arguments).stdout
 
 
 def read_cells(output: str, recipe: str) -> list[str]:
@@ -67,7 +67,7 @@ def test_missing_measurements_are_made_and_compared_with_the_references(project:
 
 
 def test_an_unknown_recipe_is_one_line(project: Path) -> None:
-    result = run(project, sys.executable, "-m", "benchmarks.training", "--only", "quik", status=None)
+    result = run_command(project, sys.executable, "-m", "benchmarks.training", "--only", "quik", status=None)
     assert result.returncode == 1
     assert result.stderr.startswith("quik is no recipe; ")
     assert len(result.stderr.splitlines()) == 1
@@ -77,7 +77,7 @@ def test_without_mnist_it_says_how_to_get_it(project: Path) -> None:
     source = project / "data" / "raw" / "source.json"
     content = source.read_text()
     source.write_text(content.replace('"mnist"', '"digits"', 1))
-    result = run(project, sys.executable, "-m", "benchmarks.training", status=None)
+    result = run_command(project, sys.executable, "-m", "benchmarks.training", status=None)
     source.write_text(content)
     assert (result.returncode, len(result.stderr.splitlines())) == (1, 1)
     assert "make run DATASET=mnist" in result.stderr
@@ -87,8 +87,8 @@ def test_portable_and_native_arithmetic_are_measured_alone_and_in_parallel(proje
     for name, value in {"train.min_steps": 20, "train.epochs": 0, "train.batch": 32, "machine.threads": 1}.items():
         set_param(project / "params.yaml", name, value)
     paths = ["--raw", "data/raw", "--splits", "data/splits", "--samples", str(tmp_path / "samples.png")]
-    run(project, sys.executable, "-m", "stages.preprocess", "--params", "params.yaml", *paths)
-    lines = run(project, sys.executable, "-m", "benchmarks.arithmetic", "--rounds", "1").stdout.splitlines()
+    run_command(project, sys.executable, "-m", "stages.preprocess", "--params", "params.yaml", *paths)
+    lines = run_command(project, sys.executable, "-m", "benchmarks.arithmetic", "--rounds", "1").stdout.splitlines()
     heads = [line for line in lines if not line.startswith(" ")]
     assert [head.split(":")[0] for head in heads] == [
         "portable or native",

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import ROOT, Params
+from conftest import ROOT, WriteParams
 
 from stages.core.params import stage_names
 
@@ -21,7 +21,7 @@ def test_a_valid_file_prints_nothing() -> None:
     assert check(ROOT / "params.yaml") == (0, [])
 
 
-def test_each_section_with_errors_is_a_line_that_names_its_keys(params: Params) -> None:
+def test_each_section_with_errors_is_a_line_that_names_its_keys(params: WriteParams) -> None:
     file = params({"train.epochs": "many", "machine.threads": 0, "export_onnx.opset": 3})
     status, lines = check(file)
     assert status == 1
@@ -32,7 +32,7 @@ def test_each_section_with_errors_is_a_line_that_names_its_keys(params: Params) 
     ]
 
 
-def test_stages_can_be_named_and_a_name_that_is_no_module_is_skipped(params: Params) -> None:
+def test_stages_can_be_named_and_a_name_that_is_no_module_is_skipped(params: WriteParams) -> None:
     file = params({"train.epochs": "many"})
     assert check(file, "download", "preprocess", "made_up") == (0, [])
     assert check(file, "train")[0] == 1

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, Params, drawn_digits, idx_bytes
+from conftest import ROOT, WriteParams, idx_bytes, synthetic_digits
 
 from stages.core.errors import UnavailableError
 from stages.download import download
@@ -29,7 +29,7 @@ def published() -> dict[str, bytes]:
     """Four small files, with the names and the format of MNIST's."""
     files = {}
     for prefix, count in (("train", 40), ("t10k", 20)):
-        images, labels = drawn_digits(count, count)
+        images, labels = synthetic_digits(count, count)
         files[f"{prefix}-images-idx3-ubyte.gz"] = idx_bytes(images)
         files[f"{prefix}-labels-idx1-ubyte.gz"] = idx_bytes(labels)
     return files
@@ -104,7 +104,7 @@ Fetch = Callable[..., Path]
 
 
 @pytest.fixture
-def fetch(params: Params, tmp_path: Path) -> Fetch:
+def fetch(params: WriteParams, tmp_path: Path) -> Fetch:
     """Download a data set: fetch("digits")."""
 
     def run(dataset: str, raw: Path = tmp_path / "raw", check: bool = False) -> Path:
@@ -245,7 +245,7 @@ def program(site: Site, behaviour: str) -> list[str]:
 
 
 def test_the_command_ends_with_69_and_one_line_when_no_mirror_delivers(
-    site: Site, params: Params, tmp_path: Path
+    site: Site, params: WriteParams, tmp_path: Path
 ) -> None:
     flags = ["--params", params(), "--own", tmp_path, "--raw", tmp_path / "raw"]
     command = [*program(site, "refusing"), *map(str, flags)]
@@ -258,7 +258,7 @@ def test_the_command_ends_with_69_and_one_line_when_no_mirror_delivers(
     assert not (tmp_path / "raw").exists()
 
 
-def test_the_command_downloads(params: Params, tmp_path: Path) -> None:
+def test_the_command_downloads(params: WriteParams, tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     flags = ["--params", params({"download.dataset": "digits"}), "--own", tmp_path / "own", "--raw", raw]
     command = [sys.executable, "-m", "stages.download", *map(str, flags)]
@@ -300,7 +300,7 @@ def test_a_failed_fetch_leaves_no_trace_in_another_data_set(
 
 
 def test_a_killed_fetch_leaves_nothing_that_looks_finished(
-    fetch: Fetch, site: Site, params: Params, tmp_path: Path
+    fetch: Fetch, site: Site, params: WriteParams, tmp_path: Path
 ) -> None:
     raw = tmp_path / "raw"
     flags = ["--params", params(), "--own", tmp_path, "--raw", raw]
@@ -433,7 +433,9 @@ def test_every_data_set_with_a_mirror_is_compared_with_torchvision() -> None:
 
 
 @pytest.mark.parametrize("flags", [["--help"], []])
-def test_the_command_imports_neither_torch_nor_torchvision(flags: list[str], params: Params, tmp_path: Path) -> None:
+def test_the_command_imports_neither_torch_nor_torchvision(
+    flags: list[str], params: WriteParams, tmp_path: Path
+) -> None:
     if not flags:
         file = params({"download.dataset": "digits"})
         flags = [f"--params={file}", f"--own={tmp_path / 'own'}", f"--raw={tmp_path / 'raw'}"]

@@ -40,9 +40,9 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def noisy_weights(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def noisy_weights(stage_outputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained weights with noise on the last layer, which classifies better than chance and makes mistakes."""
-    network, header = read_weights(made / "weights.safetensors")
+    network, header = read_weights(stage_outputs / "weights.safetensors")
     noise = torch.randn(network.head.weight.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         network.head.weight += 0.2 * noise
@@ -52,53 +52,55 @@ def noisy_weights(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def noisy_evaluation(made: Path, noisy_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def noisy_evaluation(stage_outputs: Path, noisy_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the outputs of evaluate for the noisy weights."""
     folder = tmp_path_factory.mktemp("noisy_evaluation")
-    content = json.loads((made / "params.yaml").read_text())
+    content = json.loads((stage_outputs / "params.yaml").read_text())
     content["evaluate"]["min_accuracy"] = 0.0
     (folder / "params.yaml").write_text(json.dumps(content))
-    return evaluate_in(folder, folder / "params.yaml", made / "splits", noisy_weights)
+    return evaluate_in(folder, folder / "params.yaml", stage_outputs / "splits", noisy_weights)
 
 
 @pytest.fixture
-def shorten_splits(made: Path, tmp_path: Path) -> Callable[..., Path]:
+def shorten_splits(stage_outputs: Path, tmp_path: Path) -> Callable[..., Path]:
     """Write splits with fewer test images, or with changes in about.json."""
 
     def write(images: int = 200, **changes: Any) -> Path:
         splits = tmp_path / "splits"
         splits.mkdir()
         for name in ("images", "labels"):
-            np.save(splits / f"test-{name}.npy", np.load(made / "splits" / f"test-{name}.npy")[:images])
-        about = json.loads((made / "splits" / "about.json").read_text())
+            np.save(splits / f"test-{name}.npy", np.load(stage_outputs / "splits" / f"test-{name}.npy")[:images])
+        about = json.loads((stage_outputs / "splits" / "about.json").read_text())
         (splits / "about.json").write_text(json.dumps({**about, **changes}))
         return splits
 
     return write
 
 
-def test_the_small_data_set_is_classified_well(made: Path) -> None:
-    report = read_report(made)
+def test_the_small_data_set_is_classified_well(stage_outputs: Path) -> None:
+    report = read_report(stage_outputs)
     assert report["accuracy"] > 0.97
     assert report["images"] == 200
     assert report["accuracy_low"] <= report["accuracy"] <= report["accuracy_high"]
 
 
-def test_the_metrics_agree_with_the_predictions(noisy_evaluation: Path, made: Path) -> None:
+def test_the_metrics_agree_with_the_predictions(noisy_evaluation: Path, stage_outputs: Path) -> None:
     predictions, report = read_table(noisy_evaluation / "predictions.csv"), read_report(noisy_evaluation)
     actual, predicted = [row["actual"] for row in predictions], [row["predicted"] for row in predictions]
-    assert actual == [str(label) for label in np.load(made / "splits" / "test-labels.npy")]
+    assert actual == [str(label) for label in np.load(stage_outputs / "splits" / "test-labels.npy")]
     assert 0.2 < report["accuracy"] < 0.98
     assert report["accuracy"] == pytest.approx(metrics.accuracy_score(actual, predicted))
     assert report["macro_f1"] == pytest.approx(metrics.f1_score(actual, predicted, average="macro"), abs=1e-6)
     assert report["images"] == len(predictions) == 200
 
 
-def test_loss_and_predictions_agree_with_the_network(noisy_evaluation: Path, noisy_weights: Path, made: Path) -> None:
+def test_loss_and_predictions_agree_with_the_network(
+    noisy_evaluation: Path, noisy_weights: Path, stage_outputs: Path
+) -> None:
     network, header = read_weights(noisy_weights)
     with torch.no_grad():
-        logits = network(torch.from_numpy(read_images(made / "splits", "test")))
-    labels = torch.from_numpy(read_labels(made / "splits", "test"))
+        logits = network(torch.from_numpy(read_images(stage_outputs / "splits", "test")))
+    labels = torch.from_numpy(read_labels(stage_outputs / "splits", "test"))
     loss = float(torch.nn.functional.cross_entropy(logits.double(), labels))
     assert read_report(noisy_evaluation)["loss"] == pytest.approx(loss, abs=1e-5)
     predicted = [row["predicted"] for row in read_table(noisy_evaluation / "predictions.csv")]
@@ -130,7 +132,7 @@ def test_the_reliability_table_adds_up_to_the_report(noisy_evaluation: Path) -> 
 
 
 @pytest.mark.parametrize("picture", PICTURES)
-@pytest.mark.parametrize("folder", ["made", "noisy_evaluation"])
+@pytest.mark.parametrize("folder", ["stage_outputs", "noisy_evaluation"])
 def test_the_pictures_are_png_and_not_blank(folder: str, picture: str, request: pytest.FixtureRequest) -> None:
     path = request.getfixturevalue(folder) / picture
     with Image.open(path) as image:
@@ -139,34 +141,41 @@ def test_the_pictures_are_png_and_not_blank(folder: str, picture: str, request: 
         assert len(image.convert("RGB").getcolors(1 << 24)) > 2
 
 
-def test_mistakes_are_drawn_in_three_rows_or_not_at_all(made: Path, noisy_evaluation: Path) -> None:
-    with Image.open(made / "mistakes.png") as empty_page, Image.open(noisy_evaluation / "mistakes.png") as full_page:
+def test_mistakes_are_drawn_in_three_rows_or_not_at_all(stage_outputs: Path, noisy_evaluation: Path) -> None:
+    with (
+        Image.open(stage_outputs / "mistakes.png") as empty_page,
+        Image.open(noisy_evaluation / "mistakes.png") as full_page,
+    ):
         assert empty_page.height < 60  # only a title
         assert full_page.height > 3 * 84
 
 
 def test_a_run_in_another_folder_writes_the_same_bytes(
-    noisy_evaluation: Path, noisy_weights: Path, made: Path, tmp_path: Path, params: Any
+    noisy_evaluation: Path, noisy_weights: Path, stage_outputs: Path, tmp_path: Path, params: Any
 ) -> None:
     params_file = params({"evaluate.min_accuracy": 0.0})
-    folder = evaluate_in(tmp_path / "elsewhere", params_file, made / "splits", noisy_weights)
+    folder = evaluate_in(tmp_path / "elsewhere", params_file, stage_outputs / "splits", noisy_weights)
     for file in OUTPUTS:
         assert (folder / file).read_bytes() == (noisy_evaluation / file).read_bytes(), file
 
 
 def test_tsne_images_changes_only_the_tsne_picture(
-    noisy_evaluation: Path, noisy_weights: Path, made: Path, tmp_path: Path, params: Any
+    noisy_evaluation: Path, noisy_weights: Path, stage_outputs: Path, tmp_path: Path, params: Any
 ) -> None:
     params_file = params({"evaluate.min_accuracy": 0.0, "evaluate.tsne_images": 29})
-    folder = evaluate_in(tmp_path / "other", params_file, made / "splits", noisy_weights)
+    folder = evaluate_in(tmp_path / "other", params_file, stage_outputs / "splits", noisy_weights)
     changed = {file for file in OUTPUTS if (folder / file).read_bytes() != (noisy_evaluation / file).read_bytes()}
     assert changed == {"tsne.png"}
 
 
 def test_below_min_accuracy_it_fails_with_all_outputs_written(
-    noisy_weights: Path, made: Path, tmp_path: Path, params: Any
+    noisy_weights: Path, stage_outputs: Path, tmp_path: Path, params: Any
 ) -> None:
-    paths = {"params": params({"evaluate.min_accuracy": 1.0}), "splits": made / "splits", "weights": noisy_weights}
+    paths = {
+        "params": params({"evaluate.min_accuracy": 1.0}),
+        "splits": stage_outputs / "splits",
+        "weights": noisy_weights,
+    }
     command = stage_command(tmp_path, evaluate, **paths)
     completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     accuracy = read_report(tmp_path)["accuracy"]
@@ -179,12 +188,14 @@ def test_below_min_accuracy_it_fails_with_all_outputs_written(
 
 
 def test_at_min_accuracy_it_passes(
-    noisy_weights: Path, noisy_evaluation: Path, made: Path, tmp_path: Path, params: Any
+    noisy_weights: Path, noisy_evaluation: Path, stage_outputs: Path, tmp_path: Path, params: Any
 ) -> None:
     accuracy = read_report(noisy_evaluation)["accuracy"]
-    evaluate_in(tmp_path, params({"evaluate.min_accuracy": accuracy}), made / "splits", noisy_weights)
+    evaluate_in(tmp_path, params({"evaluate.min_accuracy": accuracy}), stage_outputs / "splits", noisy_weights)
     with pytest.raises(StageError, match=r"is below evaluate\.min_accuracy"):
-        evaluate_in(tmp_path, params({"evaluate.min_accuracy": accuracy + 0.001}), made / "splits", noisy_weights)
+        evaluate_in(
+            tmp_path, params({"evaluate.min_accuracy": accuracy + 0.001}), stage_outputs / "splits", noisy_weights
+        )
 
 
 @pytest.mark.parametrize("images", [2, 7, 12])
@@ -198,10 +209,10 @@ def test_a_test_split_with_few_images_works(
 
 @pytest.mark.parametrize(("name", "value"), [("size", 32), ("channels", 3), ("classes", list("abcdefghij"))])
 def test_weights_for_other_data_are_rejected(
-    name: str, value: Any, shorten_splits: Any, made: Path, tmp_path: Path, params: Any
+    name: str, value: Any, shorten_splits: Any, stage_outputs: Path, tmp_path: Path, params: Any
 ) -> None:
     with pytest.raises(StageError, match=f"trained for {name} .* but the splits have"):
-        evaluate_in(tmp_path / "out", params(), shorten_splits(**{name: value}), made / "weights.safetensors")
+        evaluate_in(tmp_path / "out", params(), shorten_splits(**{name: value}), stage_outputs / "weights.safetensors")
     assert not (tmp_path / "out").exists()
 
 
@@ -226,11 +237,16 @@ def test_colour_images_and_unicode_class_names_are_drawn(first: str, tmp_path: P
 
 
 @pytest.mark.parametrize(("key", "value"), [("min_accuracy", 1.1), ("tsne_images", 5), ("gate", 1)])
-def test_an_invalid_param_is_named(key: str, value: Any, made: Path, tmp_path: Path, params: Any) -> None:
+def test_an_invalid_param_is_named(key: str, value: Any, stage_outputs: Path, tmp_path: Path, params: Any) -> None:
     with pytest.raises(StageError, match=f"evaluate.{key}"):
-        evaluate_in(tmp_path, params({f"evaluate.{key}": value}), made / "splits", made / "weights.safetensors")
+        evaluate_in(
+            tmp_path,
+            params({f"evaluate.{key}": value}),
+            stage_outputs / "splits",
+            stage_outputs / "weights.safetensors",
+        )
 
 
-def test_missing_weights_are_named(made: Path, tmp_path: Path, params: Any) -> None:
+def test_missing_weights_are_named(stage_outputs: Path, tmp_path: Path, params: Any) -> None:
     with pytest.raises(StageError, match="nowhere: missing; run `dvc repro train`"):
-        evaluate_in(tmp_path, params(), made / "splits", tmp_path / "nowhere")
+        evaluate_in(tmp_path, params(), stage_outputs / "splits", tmp_path / "nowhere")

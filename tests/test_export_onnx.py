@@ -38,19 +38,19 @@ def read_metadata(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def opset_21(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def opset_21(stage_outputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the model in opset 21."""
     folder = tmp_path_factory.mktemp("opset_21")
-    content = json.loads((made / "params.yaml").read_text())
+    content = json.loads((stage_outputs / "params.yaml").read_text())
     content["export_onnx"]["opset"] = 21
     (folder / "params.yaml").write_text(json.dumps(content))
-    return export_in(folder, folder / "params.yaml", made / "splits", made / "weights.safetensors")
+    return export_in(folder, folder / "params.yaml", stage_outputs / "splits", stage_outputs / "weights.safetensors")
 
 
 @pytest.fixture(params=[18, 21])
 def opset_and_folder(request: pytest.FixtureRequest) -> tuple[int, Path]:
     """An opset and the folder with the exported files."""
-    return request.param, request.getfixturevalue("made" if request.param == 18 else "opset_21")
+    return request.param, request.getfixturevalue("stage_outputs" if request.param == 18 else "opset_21")
 
 
 def test_opset_and_ir_version_are_the_declared_ones_and_only_the_onnx_domain_is_used(
@@ -89,19 +89,19 @@ def test_only_the_batch_axis_is_symbolic(opset_and_folder: tuple[int, Path]) -> 
 
 @pytest.mark.parametrize("batch", [1, 2, 7, 200])
 def test_outputs_of_onnxruntime_match_torch_for_any_batch_size(
-    opset_and_folder: tuple[int, Path], batch: int, made: Path
+    opset_and_folder: tuple[int, Path], batch: int, stage_outputs: Path
 ) -> None:
-    images = np.array(read_images(made / "splits", "test")[:batch])
+    images = np.array(read_images(stage_outputs / "splits", "test")[:batch])
     logits, probabilities = open_session(opset_and_folder[1]).run(["logits", "probabilities"], {"image": images})
     with torch.no_grad():
-        expected = read_weights(made / "weights.safetensors")[0](torch.from_numpy(images))
+        expected = read_weights(stage_outputs / "weights.safetensors")[0](torch.from_numpy(images))
     assert logits.shape == (batch, 10)
     np.testing.assert_allclose(logits, expected, atol=1e-5, rtol=0)
     np.testing.assert_allclose(probabilities, expected.softmax(1), atol=1e-5, rtol=0)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
 
 
-def test_the_metadata_are_complete(opset_and_folder: tuple[int, Path], made: Path) -> None:
+def test_the_metadata_are_complete(opset_and_folder: tuple[int, Path], stage_outputs: Path) -> None:
     opset, folder = opset_and_folder
     metadata = read_metadata(folder)
     layout = {"name": "image", "dtype": "uint8", "layout": "NCHW", "shape": ["batch", 1, 28, 28], "range": [0, 255]}
@@ -113,7 +113,7 @@ def test_the_metadata_are_complete(opset_and_folder: tuple[int, Path], made: Pat
         "dataset": "mnist",
         "origin": "made",
         "preparation": "mnist",
-        "weights_sha256": hashlib.sha256((made / "weights.safetensors").read_bytes()).hexdigest(),
+        "weights_sha256": hashlib.sha256((stage_outputs / "weights.safetensors").read_bytes()).hexdigest(),
         "opset": str(opset),
         "ir_version": str(IR_VERSION[opset]),
         "onnxruntime": ONNXRUNTIME[opset],
@@ -133,14 +133,19 @@ def test_the_files_contain_no_trace_of_the_machine(opset_and_folder: tuple[int, 
 
 
 def test_another_process_and_folder_write_the_same_bytes_and_print_one_line(
-    made: Path, tmp_path: Path, params: Any
+    stage_outputs: Path, tmp_path: Path, params: Any
 ) -> None:
     model = tmp_path / "deep" / "other.onnx"
-    paths = {"params": params(), "weights": made / "weights.safetensors", "splits": made / "splits", "model": model}
+    paths = {
+        "params": params(),
+        "weights": stage_outputs / "weights.safetensors",
+        "splits": stage_outputs / "splits",
+        "model": model,
+    }
     command = stage_command(tmp_path, export_onnx, **paths)
     completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert model.read_bytes() == (made / "model.onnx").read_bytes()
-    assert (tmp_path / "golden.json").read_bytes() == (made / "golden.json").read_bytes()
+    assert model.read_bytes() == (stage_outputs / "model.onnx").read_bytes()
+    assert (tmp_path / "golden.json").read_bytes() == (stage_outputs / "golden.json").read_bytes()
     assert completed.stderr == ""
     assert completed.stdout.count("\n") == 1
     assert "opset 18, onnxruntime >=1.14" in completed.stdout
@@ -167,9 +172,9 @@ def test_other_networks_with_colour_images_are_exported(name: ModelName, tmp_pat
     assert "stretched" in read_metadata(tmp_path)["preparation_description"]
 
 
-def test_the_golden_sample_has_the_first_test_images(made: Path) -> None:
-    golden = json.loads((made / "golden.json").read_text(encoding="utf-8"))
-    images, labels = read_images(made / "splits", "test"), read_labels(made / "splits", "test")
+def test_the_golden_sample_has_the_first_test_images(stage_outputs: Path) -> None:
+    golden = json.loads((stage_outputs / "golden.json").read_text(encoding="utf-8"))
+    images, labels = read_images(stage_outputs / "splits", "test"), read_labels(stage_outputs / "splits", "test")
     assert golden["image_shape"] == [1, 28, 28]
     assert golden["tolerance"] == 0.0001
     assert [case["class"] for case in golden["cases"]] == [str(label) for label in labels[:10]]
@@ -177,7 +182,7 @@ def test_the_golden_sample_has_the_first_test_images(made: Path) -> None:
     np.testing.assert_array_equal(stored, images[:10])
 
 
-def test_the_golden_sample_needs_only_json_numpy_and_onnxruntime(made: Path) -> None:
+def test_the_golden_sample_needs_only_json_numpy_and_onnxruntime(stage_outputs: Path) -> None:
     replay = """
 import json, sys
 import numpy, onnxruntime
@@ -193,17 +198,17 @@ for case in golden["cases"]:
 assert "torch" not in sys.modules
 print(len(golden["cases"]))
 """
-    command = [sys.executable, "-c", replay, made / "golden.json", made / "model.onnx"]
+    command = [sys.executable, "-c", replay, stage_outputs / "golden.json", stage_outputs / "model.onnx"]
     completed = subprocess.run(command, capture_output=True, text=True)
     assert (completed.stdout, completed.stderr) == ("10\n", "")
 
 
 @pytest.mark.parametrize(("golden_images", "cases"), [(3, 3), (500, 200)])
 def test_golden_images_limits_the_golden_sample(
-    golden_images: int, cases: int, made: Path, tmp_path: Path, params: Any
+    golden_images: int, cases: int, stage_outputs: Path, tmp_path: Path, params: Any
 ) -> None:
     params_file = params({"export_onnx.golden_images": golden_images, "export_onnx.tolerance": 1e-6})
-    export_in(tmp_path, params_file, made / "splits", made / "weights.safetensors")
+    export_in(tmp_path, params_file, stage_outputs / "splits", stage_outputs / "weights.safetensors")
     golden = json.loads((tmp_path / "golden.json").read_text())
     assert len(golden["cases"]) == cases
     assert golden["tolerance"] == 1e-6
@@ -212,25 +217,35 @@ def test_golden_images_limits_the_golden_sample(
 @pytest.mark.parametrize(
     ("key", "value"), [("opset", 17), ("opset", 22), ("golden_images", 0), ("tolerance", 0), ("fp", 16)]
 )
-def test_an_invalid_param_is_named(key: str, value: Any, made: Path, tmp_path: Path, params: Any) -> None:
+def test_an_invalid_param_is_named(key: str, value: Any, stage_outputs: Path, tmp_path: Path, params: Any) -> None:
     with pytest.raises(StageError, match=f"export_onnx.{key}"):
-        export_in(tmp_path, params({f"export_onnx.{key}": value}), made / "splits", made / "weights.safetensors")
+        export_in(
+            tmp_path,
+            params({f"export_onnx.{key}": value}),
+            stage_outputs / "splits",
+            stage_outputs / "weights.safetensors",
+        )
     assert not (tmp_path / "model.onnx").exists()
 
 
-def test_a_former_param_name_is_reported_with_the_new_name(made: Path, tmp_path: Path, params: Any) -> None:
+def test_a_former_param_name_is_reported_with_the_new_name(stage_outputs: Path, tmp_path: Path, params: Any) -> None:
     with pytest.raises(StageError, match=r"export_onnx\.golden is now called export_onnx\.golden_images"):
-        export_in(tmp_path, params({"export_onnx.golden": 10}), made / "splits", made / "weights.safetensors")
+        export_in(
+            tmp_path,
+            params({"export_onnx.golden": 10}),
+            stage_outputs / "splits",
+            stage_outputs / "weights.safetensors",
+        )
 
 
-def test_weights_for_other_classes_are_rejected(made: Path, tmp_path: Path, params: Any) -> None:
-    network, header = read_weights(made / "weights.safetensors")
+def test_weights_for_other_classes_are_rejected(stage_outputs: Path, tmp_path: Path, params: Any) -> None:
+    network, header = read_weights(stage_outputs / "weights.safetensors")
     write_weights(tmp_path / "w", network, header.model_copy(update={"classes": list("abcdefghij")}))
     with pytest.raises(StageError, match=r"trained for classes .* but the splits have"):
-        export_in(tmp_path, params(), made / "splits", tmp_path / "w")
+        export_in(tmp_path, params(), stage_outputs / "splits", tmp_path / "w")
     assert not (tmp_path / "model.onnx").exists()
 
 
-def test_missing_weights_are_named(made: Path, tmp_path: Path, params: Any) -> None:
+def test_missing_weights_are_named(stage_outputs: Path, tmp_path: Path, params: Any) -> None:
     with pytest.raises(StageError, match="nowhere: missing; run `dvc repro train`"):
-        export_in(tmp_path, params(), made / "splits", tmp_path / "nowhere")
+        export_in(tmp_path, params(), stage_outputs / "splits", tmp_path / "nowhere")

@@ -14,18 +14,18 @@ from conftest import ROOT
 from ruamel.yaml import YAML
 
 from flows.dvc.params_file import set_param
-from stages.core.arithmetic import PORTABLE, cpu_obstacle
+from stages.core.arithmetic import PORTABLE_ENV, why_cpu_not_portable
 
 RUNS = ROOT / "tests" / "portable_runs.py"
 TABLE: dict[str, dict[str, str]] = json.loads((ROOT / "tests" / "portable.json").read_text())
 QEMU = ["qemu-x86_64", "-cpu"]
-pytestmark = pytest.mark.skipif(bool(cpu_obstacle()), reason=cpu_obstacle() or "the CPU supports it")
+pytestmark = pytest.mark.skipif(bool(why_cpu_not_portable()), reason=why_cpu_not_portable() or "the CPU supports it")
 
 
 def plain_environment() -> dict[str, str]:
     """The environment without the variables that this process has set."""
     threads = {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "CUBLAS_WORKSPACE_CONFIG"}
-    return {name: value for name, value in os.environ.items() if name not in {*PORTABLE, *threads}}
+    return {name: value for name, value in os.environ.items() if name not in {*PORTABLE_ENV, *threads}}
 
 
 def run_all(*launcher: str) -> dict[str, dict[str, str]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, Params, idx_bytes, write_raw
+from conftest import ROOT, WriteParams, idx_bytes, write_raw
 from PIL import Image
 
 from stages.core.errors import StageError
@@ -22,7 +22,7 @@ Run = Callable[..., Path]
 
 
 @pytest.fixture
-def run_preprocess(params: Params, tmp_path: Path) -> Run:
+def run_preprocess(params: WriteParams, tmp_path: Path) -> Run:
     """Preprocess a raw folder: run_preprocess(raw, size=14)."""
 
     def run(raw: Path, splits: Path = tmp_path / "splits", **changes: Any) -> Path:
@@ -34,7 +34,7 @@ def run_preprocess(params: Params, tmp_path: Path) -> Run:
 
 
 @pytest.fixture
-def digits(params: Params, tmp_path: Path) -> Path:
+def digits(params: WriteParams, tmp_path: Path) -> Path:
     download(params=params({"download.dataset": "digits"}), own=tmp_path / "own", raw=tmp_path / "digits")
     return tmp_path / "digits"
 
@@ -134,7 +134,7 @@ def test_the_picture_shows_eight_images_of_each_class_and_is_the_same_twice(
     assert (tmp_path / "samples.png").read_bytes() == first
 
 
-def test_own_images_of_any_size_keep_their_colours(params: Params, run_preprocess: Run, tmp_path: Path) -> None:
+def test_own_images_of_any_size_keep_their_colours(params: WriteParams, run_preprocess: Run, tmp_path: Path) -> None:
     for name, color in (("red", (255, 0, 0)), ("sea", (0, 90, 255))):
         (tmp_path / "own" / name).mkdir(parents=True)
         for number in range(10):
@@ -275,7 +275,7 @@ def test_images_of_one_flat_colour_are_refused(level: int, run_preprocess: Run, 
         run_preprocess(raw)
 
 
-def test_it_imports_no_torch(raw: Path, params: Params, tmp_path: Path) -> None:
+def test_it_imports_no_torch(raw: Path, params: WriteParams, tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from stages.preprocess import preprocess;"
         "preprocess(**{name: Path(path) for name, path in zip(('params', 'raw', 'splits', 'samples'), sys.argv[1:])});"
@@ -309,7 +309,7 @@ print(max(peaks))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_its_memory_does_not_grow_with_the_images(params: Params, tmp_path: Path) -> None:
+def test_its_memory_does_not_grow_with_the_images(params: WriteParams, tmp_path: Path) -> None:
     peaks = {}
     for count in (12_000, 50_000):
         raw = write_raw(tmp_path / f"raw-{count}", 20, 20)

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
-from toys import until
+from toys import wait_until
 
 from stages import train as module
 from stages.core.errors import StageError
@@ -116,39 +116,43 @@ def write_splits(folder: Path, train: int = 40, validation: int = 10, test: int 
 
 
 @pytest.fixture(scope="module")
-def baseline_tensors(made: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+def baseline_tensors(stage_outputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     """The tensors that a training with BASELINE gives."""
     folder = tmp_path_factory.mktemp("baseline")
-    content = json.loads((made / "params.yaml").read_text())
+    content = json.loads((stage_outputs / "params.yaml").read_text())
     for key, value in BASELINE.items():
         content["train"][key.removeprefix("train.")] = value
     (folder / "params.yaml").write_text(json.dumps(content))
-    return read_tensors(run_train(folder, folder / "params.yaml", made / "splits"))
+    return read_tensors(run_train(folder, folder / "params.yaml", stage_outputs / "splits"))
 
 
-def test_a_small_data_set_is_learned(made: Path) -> None:
-    report = json.loads((made / "train.json").read_text())
+def test_a_small_data_set_is_learned(stage_outputs: Path) -> None:
+    report = json.loads((stage_outputs / "train.json").read_text())
     assert report["validation"]["accuracy"] > 0.9
     assert report["accuracy"] > 0.9
     assert report["parameters"] == 8490
 
 
-def test_the_history_has_a_row_for_each_point_and_the_last_is_of_the_last_step(made: Path) -> None:
-    history = read_history(made)
+def test_the_history_has_a_row_for_each_point_and_the_last_is_of_the_last_step(stage_outputs: Path) -> None:
+    history = read_history(stage_outputs)
     assert list(history[0]) == COLUMNS
     assert [row["step"] for row in history] == ["9", "18", "27", "36", "44"]
     assert [row["epoch"] for row in history] == ["0.8182", "1.6364", "2.4545", "3.2727", "4.0"]
     assert float(history[-1]["loss"]) < float(history[0]["loss"])
 
 
-def test_more_points_than_steps_give_a_row_for_each_step(made: Path, tmp_path: Path, params: Any) -> None:
+def test_more_points_than_steps_give_a_row_for_each_step(stage_outputs: Path, tmp_path: Path, params: Any) -> None:
     run_train(
-        tmp_path, params({**BASELINE, "train.epochs": 0, "train.min_steps": 3, "train.points": 50}), made / "splits"
+        tmp_path,
+        params({**BASELINE, "train.epochs": 0, "train.min_steps": 3, "train.points": 50}),
+        stage_outputs / "splits",
     )
     assert [row["step"] for row in read_history(tmp_path)] == ["1", "2", "3"]
 
 
-def test_the_history_file_always_has_complete_rows_during_the_training(made: Path, tmp_path: Path, params: Any) -> None:
+def test_the_history_file_always_has_complete_rows_during_the_training(
+    stage_outputs: Path, tmp_path: Path, params: Any
+) -> None:
     versions: set[bytes] = set()
     has_ended = threading.Event()
 
@@ -159,7 +163,7 @@ def test_the_history_file_always_has_complete_rows_during_the_training(made: Pat
 
     watcher = threading.Thread(target=read_versions)
     watcher.start()
-    run_train(tmp_path, params({"train.epochs": 6, "train.points": 12}), made / "splits")
+    run_train(tmp_path, params({"train.epochs": 6, "train.points": 12}), stage_outputs / "splits")
     has_ended.set()
     watcher.join()
     final = (tmp_path / "history.csv").read_bytes()
@@ -193,18 +197,20 @@ def test_the_history_file_always_has_complete_rows_during_the_training(made: Pat
     ids=lambda change: "-".join(str(value) for value in change.values()),
 )
 def test_every_param_trains_and_changes_the_weights(
-    change: dict[str, Any], made: Path, tmp_path: Path, params: Any, baseline_tensors: dict[str, torch.Tensor]
+    change: dict[str, Any], stage_outputs: Path, tmp_path: Path, params: Any, baseline_tensors: dict[str, torch.Tensor]
 ) -> None:
-    run_train(tmp_path, params({**BASELINE, **change}), made / "splits")
+    run_train(tmp_path, params({**BASELINE, **change}), stage_outputs / "splits")
     losses = [float(row["loss"]) for row in read_history(tmp_path)]
     assert losses[-1] < 0.9 * losses[0]
     assert not torch.equal(read_tensors(tmp_path)["head.weight"], baseline_tensors["head.weight"])
 
 
-def test_nesterov_momentum_differs_from_momentum(made: Path, tmp_path: Path, params: Any) -> None:
+def test_nesterov_momentum_differs_from_momentum(stage_outputs: Path, tmp_path: Path, params: Any) -> None:
     sgd = {**BASELINE, "train.epochs": 1, "train.optimizer": "sgd", "train.momentum": 0.9}
     with_and_without = [
-        read_tensors(run_train(tmp_path / str(nesterov), params({**sgd, "train.nesterov": nesterov}), made / "splits"))
+        read_tensors(
+            run_train(tmp_path / str(nesterov), params({**sgd, "train.nesterov": nesterov}), stage_outputs / "splits")
+        )
         for nesterov in (False, True)
     ]
     assert not torch.equal(with_and_without[0]["head.weight"], with_and_without[1]["head.weight"])
@@ -219,15 +225,17 @@ def test_every_network_trains_on_colour_images(model: str, tmp_path: Path, param
     assert network(torch.from_numpy(read_images(splits, "test"))).shape == (10, 2)
 
 
-def test_a_constant_schedule_keeps_the_learning_rate(made: Path, tmp_path: Path, params: Any) -> None:
-    run_train(tmp_path, params({**BASELINE, "train.epochs": 1}), made / "splits")
+def test_a_constant_schedule_keeps_the_learning_rate(stage_outputs: Path, tmp_path: Path, params: Any) -> None:
+    run_train(tmp_path, params({**BASELINE, "train.epochs": 1}), stage_outputs / "splits")
     assert {row["learning_rate"] for row in read_history(tmp_path)} == {"0.002"}
 
 
-def test_one_cycle_rises_during_the_warmup_and_falls_to_a_hundredth(made: Path, tmp_path: Path, params: Any) -> None:
+def test_one_cycle_rises_during_the_warmup_and_falls_to_a_hundredth(
+    stage_outputs: Path, tmp_path: Path, params: Any
+) -> None:
     cycle = {"train.schedule": "one-cycle", "train.warmup": 0.4, "train.learning_rate": 0.01}
     steps = {"train.epochs": 0, "train.min_steps": 10, "train.points": 10}
-    run_train(tmp_path, params({**BASELINE, **cycle, **steps}), made / "splits")
+    run_train(tmp_path, params({**BASELINE, **cycle, **steps}), stage_outputs / "splits")
     rates = [float(row["learning_rate"]) for row in read_history(tmp_path)]
     assert rates[:4] == [0.0025, 0.005, 0.0075, 0.01]
     assert rates[3:] == sorted(rates[3:], reverse=True)
@@ -238,19 +246,21 @@ def test_one_cycle_rises_during_the_warmup_and_falls_to_a_hundredth(made: Path, 
     ("epochs", "min_steps", "steps"), [(1, 1, 11), (0.5, 1, 6), (2.25, 1, 25), (0, 3, 3), (1, 15, 15), (0.01, 1, 1)]
 )
 def test_epochs_may_be_a_fraction_and_min_steps_is_the_minimum(
-    epochs: float, min_steps: int, steps: int, made: Path, tmp_path: Path, params: Any
+    epochs: float, min_steps: int, steps: int, stage_outputs: Path, tmp_path: Path, params: Any
 ) -> None:
-    run_train(tmp_path, params({**BASELINE, "train.epochs": epochs, "train.min_steps": min_steps}), made / "splits")
+    run_train(
+        tmp_path, params({**BASELINE, "train.epochs": epochs, "train.min_steps": min_steps}), stage_outputs / "splits"
+    )
     assert read_report(tmp_path)["step"] == steps
     assert read_history(tmp_path)[-1]["step"] == str(steps)
 
 
 @pytest.mark.parametrize(("normalize", "uses_dataset"), [("dataset", True), ("none", False)])
 def test_normalization_is_in_the_weights(
-    normalize: str, uses_dataset: bool, made: Path, tmp_path: Path, params: Any
+    normalize: str, uses_dataset: bool, stage_outputs: Path, tmp_path: Path, params: Any
 ) -> None:
-    run_train(tmp_path, params({**BASELINE, "train.epochs": 0, "train.normalize": normalize}), made / "splits")
-    info, written = read_splits_info(made / "splits"), read_tensors(tmp_path)
+    run_train(tmp_path, params({**BASELINE, "train.epochs": 0, "train.normalize": normalize}), stage_outputs / "splits")
+    info, written = read_splits_info(stage_outputs / "splits"), read_tensors(tmp_path)
     mean, std = (info.mean[0], info.std[0]) if uses_dataset else (0.0, 1.0)
     assert float(written["mean"]) == pytest.approx(mean)
     assert float(written["std"]) == pytest.approx(std)
@@ -258,26 +268,26 @@ def test_normalization_is_in_the_weights(
 
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_history_and_report_have_the_metrics_of_the_monitored_split(
-    split: str, made: Path, tmp_path: Path, params: Any
+    split: str, stage_outputs: Path, tmp_path: Path, params: Any
 ) -> None:
-    run_train(tmp_path, params({**BASELINE, "train.epochs": 1, "train.monitor": split}), made / "splits")
-    last, expected = read_history(tmp_path)[-1], evaluate_weights(tmp_path, made / "splits", split)
+    run_train(tmp_path, params({**BASELINE, "train.epochs": 1, "train.monitor": split}), stage_outputs / "splits")
+    last, expected = read_history(tmp_path)[-1], evaluate_weights(tmp_path, stage_outputs / "splits", split)
     assert read_report(tmp_path)[split] == expected
     assert {"loss": float(last["monitor_loss"]), "accuracy": float(last["monitor_accuracy"])} == expected
 
 
-def test_monitor_none_leaves_the_monitor_columns_empty(made: Path, tmp_path: Path, params: Any) -> None:
-    run_train(tmp_path, params({**BASELINE, "train.epochs": 1}), made / "splits")
+def test_monitor_none_leaves_the_monitor_columns_empty(stage_outputs: Path, tmp_path: Path, params: Any) -> None:
+    run_train(tmp_path, params({**BASELINE, "train.epochs": 1}), stage_outputs / "splits")
     assert {row["monitor_loss"] + row["monitor_accuracy"] for row in read_history(tmp_path)} == {""}
     assert list(read_report(tmp_path)) == ["step", "epoch", "loss", "accuracy", "parameters"]
 
 
 @pytest.fixture
-def mislabelled_splits(made: Path, tmp_path: Path) -> Path:
+def mislabelled_splits(stage_outputs: Path, tmp_path: Path) -> Path:
     """Splits whose later training labels are all 0: a training without shuffling gets better, then worse."""
     splits = tmp_path / "mislabelled"
     splits.mkdir()
-    for file in (made / "splits").iterdir():
+    for file in (stage_outputs / "splits").iterdir():
         (splits / file.name).write_bytes(file.read_bytes())
     labels = np.load(splits / "train-labels.npy")
     labels[300:] = 0
@@ -303,24 +313,26 @@ def test_keep_best_writes_the_weights_of_the_highest_accuracy(
 
 @pytest.mark.parametrize("monitor", ["test", "none"])
 def test_keep_best_requires_the_validation_split_to_be_monitored(
-    monitor: str, made: Path, tmp_path: Path, params: Any
+    monitor: str, stage_outputs: Path, tmp_path: Path, params: Any
 ) -> None:
     with pytest.raises(StageError, match=f"keep: best selects by the validation split, but monitor is {monitor}"):
-        run_train(tmp_path, params({"train.keep": "best", "train.monitor": monitor}), made / "splits")
+        run_train(tmp_path, params({"train.keep": "best", "train.monitor": monitor}), stage_outputs / "splits")
 
 
-def test_the_same_bytes_are_written_again_in_any_folder(made: Path, tmp_path: Path, params: Any) -> None:
+def test_the_same_bytes_are_written_again_in_any_folder(stage_outputs: Path, tmp_path: Path, params: Any) -> None:
     choices = params({"train.epochs": 1, "train.rotate": 10, "train.keep": "best"})
-    first = output_bytes(run_train(tmp_path / "first", choices, made / "splits"))
-    assert output_bytes(run_train(tmp_path / "first", choices, made / "splits")) == first
-    assert output_bytes(run_train(tmp_path / "second" / "folder", choices, made / "splits")) == first
+    first = output_bytes(run_train(tmp_path / "first", choices, stage_outputs / "splits"))
+    assert output_bytes(run_train(tmp_path / "first", choices, stage_outputs / "splits")) == first
+    assert output_bytes(run_train(tmp_path / "second" / "folder", choices, stage_outputs / "splits")) == first
 
 
-def test_another_seed_gives_other_weights_and_another_history(made: Path, tmp_path: Path, params: Any) -> None:
+def test_another_seed_gives_other_weights_and_another_history(stage_outputs: Path, tmp_path: Path, params: Any) -> None:
     first, second = (
         output_bytes(
             run_train(
-                tmp_path / str(seed), params({**BASELINE, "train.epochs": 1, "train.seed": seed}), made / "splits"
+                tmp_path / str(seed),
+                params({**BASELINE, "train.epochs": 1, "train.seed": seed}),
+                stage_outputs / "splits",
             )
         )
         for seed in (0, 1)
@@ -332,12 +344,12 @@ def test_another_seed_gives_other_weights_and_another_history(made: Path, tmp_pa
 
 @pytest.mark.parametrize("split", ["validation", "train"])
 def test_calibration_lowers_the_loss_and_changes_no_prediction(
-    split: str, made: Path, tmp_path: Path, params: Any
+    split: str, stage_outputs: Path, tmp_path: Path, params: Any
 ) -> None:
     smoothed = {"train.label_smoothing": 0.3, "train.epochs": 6}
-    run_train(tmp_path, params({**BASELINE, **smoothed, "train.calibrate": split}), made / "splits")
+    run_train(tmp_path, params({**BASELINE, **smoothed, "train.calibrate": split}), stage_outputs / "splits")
     network, _ = read_weights(tmp_path / "weights.safetensors")
-    images, labels = (torch.from_numpy(read(made / "splits", "test")) for read in (read_images, read_labels))
+    images, labels = (torch.from_numpy(read(stage_outputs / "splits", "test")) for read in (read_images, read_labels))
     with torch.no_grad():
         calibrated = network(images)
         temperature = float(network.temperature.clone())
@@ -349,9 +361,9 @@ def test_calibration_lowers_the_loss_and_changes_no_prediction(
 
 
 def test_the_trace_has_checksums_of_each_tensor_at_the_start_every_ten_steps_and_at_the_end(
-    made: Path, tmp_path: Path, params: Any
+    stage_outputs: Path, tmp_path: Path, params: Any
 ) -> None:
-    run_train(tmp_path, params({**BASELINE, "train.epochs": 0, "train.min_steps": 25}), made / "splits")
+    run_train(tmp_path, params({**BASELINE, "train.epochs": 0, "train.min_steps": 25}), stage_outputs / "splits")
     with (tmp_path / "trace.csv").open(newline="") as file:
         trace = list(csv.DictReader(file))
     assert [row["step"] for row in trace] == ["0", "10", "20", "25", "final"]
@@ -363,9 +375,11 @@ def test_the_trace_has_checksums_of_each_tensor_at_the_start_every_ten_steps_and
     assert changed == [name for name in last if name not in ("mean", "std", "temperature")]
 
 
-def test_a_full_disk_is_reported_in_one_line(made: Path, tmp_path: Path, params: Any) -> None:
+def test_a_full_disk_is_reported_in_one_line(stage_outputs: Path, tmp_path: Path, params: Any) -> None:
     """A limit of 20 kB on the size of a file stands for the full disk."""
-    command = train_command(tmp_path / "out", params({**BASELINE, "train.epochs": 1}), made / "splits", seconds=0)
+    command = train_command(
+        tmp_path / "out", params({**BASELINE, "train.epochs": 1}), stage_outputs / "splits", seconds=0
+    )
     limited = ["bash", "-c", 'ulimit -f 20; "$@"', "bash", *command]
     completed = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, check=False)
     assert completed.returncode == 1
@@ -378,12 +392,14 @@ def test_a_full_disk_is_reported_in_one_line(made: Path, tmp_path: Path, params:
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_a_training_that_was_killed_three_times_gives_the_same_bytes(made: Path, tmp_path: Path, params: Any) -> None:
+def test_a_training_that_was_killed_three_times_gives_the_same_bytes(
+    stage_outputs: Path, tmp_path: Path, params: Any
+) -> None:
     choices = params({"train.min_steps": 500, "train.points": 20, "train.batch": 20, "train.shift": 2,
                       "train.keep": "best"})  # fmt: skip
-    uninterrupted = output_bytes(run_train(tmp_path / "uninterrupted", choices, made / "splits"))
+    uninterrupted = output_bytes(run_train(tmp_path / "uninterrupted", choices, stage_outputs / "splits"))
     killed = tmp_path / "killed"
-    command = train_command(killed, choices, made / "splits", seconds=0.05)
+    command = train_command(killed, choices, stage_outputs / "splits", seconds=0.05)
     starts = [int(kill_after_checkpoints(command, killed, count)) for count in (1, 2, 2)]
     assert 0 == starts[0] < starts[1] < starts[2]
     completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -451,16 +467,16 @@ def test_a_training_resumes_from_its_checkpoint_with_its_best_weights(
 
 
 def test_a_checkpoint_of_other_params_is_not_used(
-    made: Path, tmp_path: Path, params: Any, interrupt_training: Any, capsys: pytest.CaptureFixture[str]
+    stage_outputs: Path, tmp_path: Path, params: Any, interrupt_training: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    interrupt_training(tmp_path, params({"train.epochs": 1}), made / "splits")
-    run_train(tmp_path, params({"train.epochs": 1, "train.weight_decay": 0.5}), made / "splits")
+    interrupt_training(tmp_path, params({"train.epochs": 1}), stage_outputs / "splits")
+    run_train(tmp_path, params({"train.epochs": 1, "train.weight_decay": 0.5}), stage_outputs / "splits")
     assert "resuming" not in capsys.readouterr().out
     assert not list((tmp_path / "checkpoints").glob("*.pt"))
 
 
 def test_a_checkpoint_of_other_data_is_not_used(
-    made: Path,
+    stage_outputs: Path,
     mislabelled_splits: Path,
     tmp_path: Path,
     params: Any,
@@ -468,13 +484,13 @@ def test_a_checkpoint_of_other_data_is_not_used(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     choices = params({"train.epochs": 1})
-    interrupt_training(tmp_path, choices, made / "splits")
+    interrupt_training(tmp_path, choices, stage_outputs / "splits")
     run_train(tmp_path, choices, mislabelled_splits)
     assert "resuming" not in capsys.readouterr().out
 
 
 def test_a_second_training_waits_until_the_first_has_ended(
-    made: Path, tmp_path: Path, params: Any, monkeypatch: pytest.MonkeyPatch
+    stage_outputs: Path, tmp_path: Path, params: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     choices, fit = params({**BASELINE, "train.epochs": 1}), module.fit
     running: list[int] = []
@@ -490,11 +506,11 @@ def test_a_second_training_waits_until_the_first_has_ended(
     lines: list[str] = []
     monkeypatch.setattr(module, "fit", count_running)
     monkeypatch.setattr(checkpoint, "echo", lines.append)
-    threads = [threading.Thread(target=run_train, args=(tmp_path, choices, made / "splits")) for _ in range(2)]
+    threads = [threading.Thread(target=run_train, args=(tmp_path, choices, stage_outputs / "splits")) for _ in range(2)]
     with lock_folder(tmp_path / "checkpoints"):
         for thread in threads:
             thread.start()
-        until(lambda: len(lines) == 2, 60)
+        wait_until(lambda: len(lines) == 2, 60)
         assert all("waiting for it to end" in line for line in lines)
         assert not running_counts
     for thread in threads:
@@ -504,22 +520,24 @@ def test_a_second_training_waits_until_the_first_has_ended(
 
 @pytest.mark.parametrize("points", [1, 11])
 def test_a_loss_that_is_not_finite_ends_the_training_and_keeps_the_previous_weights(
-    points: int, made: Path, tmp_path: Path, params: Any
+    points: int, stage_outputs: Path, tmp_path: Path, params: Any
 ) -> None:
     (tmp_path / "weights.safetensors").write_bytes(b"previous")
     diverging = {"train.optimizer": "sgd", "train.learning_rate": 1e30, "train.epochs": 1, "train.points": points}
     with pytest.raises(
         StageError, match=r"not finite at step 2 of 11, learning rate 1e\+30: lower train.learning_rate"
     ):
-        run_train(tmp_path, params({**BASELINE, **diverging}), made / "splits")
+        run_train(tmp_path, params({**BASELINE, **diverging}), stage_outputs / "splits")
     assert (tmp_path / "weights.safetensors").read_bytes() == b"previous"
     assert not (tmp_path / "report.json").exists()
 
 
-def test_weights_that_the_last_step_makes_infinite_are_not_written(made: Path, tmp_path: Path, params: Any) -> None:
+def test_weights_that_the_last_step_makes_infinite_are_not_written(
+    stage_outputs: Path, tmp_path: Path, params: Any
+) -> None:
     diverging = {"train.optimizer": "sgd", "train.learning_rate": 1e300, "train.epochs": 0, "train.min_steps": 1}
     with pytest.raises(StageError, match="finite"):
-        run_train(tmp_path, params({**BASELINE, **diverging}), made / "splits")
+        run_train(tmp_path, params({**BASELINE, **diverging}), stage_outputs / "splits")
     assert not (tmp_path / "weights.safetensors").exists()
 
 
@@ -554,8 +572,8 @@ def test_a_batch_too_small_for_batch_norm_raises_an_error(tmp_path: Path, params
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
-def test_a_missing_device_is_reported_in_one_line(made: Path, tmp_path: Path, params: Any) -> None:
-    command = train_command(tmp_path, params({"machine.device": "cuda"}), made / "splits")
+def test_a_missing_device_is_reported_in_one_line(stage_outputs: Path, tmp_path: Path, params: Any) -> None:
+    command = train_command(tmp_path, params({"machine.device": "cuda"}), stage_outputs / "splits")
     completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert completed.returncode == 1
     assert completed.stderr == "train: machine.device: cuda is not available here; set it to auto or cpu\n"
@@ -565,19 +583,19 @@ def test_a_missing_device_is_reported_in_one_line(made: Path, tmp_path: Path, pa
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_gpu_gives_the_same_bytes_again(precision: str, made: Path, tmp_path: Path, params: Any) -> None:
+def test_a_gpu_gives_the_same_bytes_again(precision: str, stage_outputs: Path, tmp_path: Path, params: Any) -> None:
     choices = params({"machine.device": "cuda", "train.rotate": 10, "train.precision": precision})
-    first = output_bytes(run_train(tmp_path / "first", choices, made / "splits"))
-    assert output_bytes(run_train(tmp_path / "second", choices, made / "splits")) == first
+    first = output_bytes(run_train(tmp_path / "first", choices, stage_outputs / "splits"))
+    assert output_bytes(run_train(tmp_path / "second", choices, stage_outputs / "splits")) == first
     assert json.loads(first["environment.json"])["device"] == torch.cuda.get_device_name()
     assert read_report(tmp_path / "first")["validation"]["accuracy"] > 0.9
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_environment_records_what_the_bytes_depend_on(
-    threads: int, made: Path, tmp_path: Path, params: Any
+    threads: int, stage_outputs: Path, tmp_path: Path, params: Any
 ) -> None:
-    run_train(tmp_path, params({**BASELINE, "train.epochs": 0, "machine.threads": threads}), made / "splits")
+    run_train(tmp_path, params({**BASELINE, "train.epochs": 0, "machine.threads": threads}), stage_outputs / "splits")
     environment = json.loads((tmp_path / "environment.json").read_text())
     libraries = environment.pop("libraries")
     assert environment == {
@@ -623,17 +641,17 @@ def test_the_environment_records_what_the_bytes_depend_on(
     ],
 )
 def test_an_invalid_param_is_named_before_any_work(
-    key: str, value: Any, made: Path, tmp_path: Path, params: Any
+    key: str, value: Any, stage_outputs: Path, tmp_path: Path, params: Any
 ) -> None:
     with pytest.raises(StageError, match=re.escape(key)) as error:
-        run_train(tmp_path / "out", params({key: value}), made / "splits")
+        run_train(tmp_path / "out", params({key: value}), stage_outputs / "splits")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
 
 
-def test_nesterov_without_momentum_raises_an_error(made: Path, tmp_path: Path, params: Any) -> None:
+def test_nesterov_without_momentum_raises_an_error(stage_outputs: Path, tmp_path: Path, params: Any) -> None:
     with pytest.raises(StageError, match="nesterov: true needs a momentum above 0"):
-        run_train(tmp_path, params({"train.momentum": 0.0, "train.nesterov": True}), made / "splits")
+        run_train(tmp_path, params({"train.momentum": 0.0, "train.nesterov": True}), stage_outputs / "splits")
 
 
 def test_missing_splits_are_named_with_the_command_that_writes_them(tmp_path: Path, params: Any) -> None:

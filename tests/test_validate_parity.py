@@ -27,15 +27,15 @@ ChangeModel = Callable[[onnx.ModelProto], None]
 ChangeGolden = Callable[[dict[str, Any]], None]
 
 
-def input_paths(made: Path, **changed: Path) -> dict[str, Path]:
-    return {name: made / file for name, file in INPUTS.items()} | changed
+def input_paths(stage_outputs: Path, **changed: Path) -> dict[str, Path]:
+    return {name: stage_outputs / file for name, file in INPUTS.items()} | changed
 
 
-def validate(folder: Path, params: Path, made: Path, **changed: Path) -> dict[str, Any]:
+def validate(folder: Path, params: Path, stage_outputs: Path, **changed: Path) -> dict[str, Any]:
     """The content of the report, whether parity holds or not; an error that is not in the report is raised."""
     failure = ""
     try:
-        run_stage_in(folder, validate_parity, params=params, **input_paths(made, **changed))
+        run_stage_in(folder, validate_parity, params=params, **input_paths(stage_outputs, **changed))
     except StageError as error:
         failure = str(error)
         if not (folder / "parity.json").exists():
@@ -56,11 +56,11 @@ def read_table(folder: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture
-def change_model(made: Path, tmp_path: Path) -> Callable[[ChangeModel], Path]:
+def change_model(stage_outputs: Path, tmp_path: Path) -> Callable[[ChangeModel], Path]:
     """Write a changed copy of the ONNX file: change_model(fix_batch)."""
 
     def write(change: ChangeModel) -> Path:
-        proto = onnx.load(made / "model.onnx")
+        proto = onnx.load(stage_outputs / "model.onnx")
         change(proto)
         (tmp_path / "changed.onnx").write_bytes(proto.SerializeToString())
         return tmp_path / "changed.onnx"
@@ -69,11 +69,11 @@ def change_model(made: Path, tmp_path: Path) -> Callable[[ChangeModel], Path]:
 
 
 @pytest.fixture
-def change_golden(made: Path, tmp_path: Path) -> Callable[[ChangeGolden], Path]:
+def change_golden(stage_outputs: Path, tmp_path: Path) -> Callable[[ChangeGolden], Path]:
     """Write a changed copy of the golden sample."""
 
     def write(change: ChangeGolden) -> Path:
-        content = json.loads((made / "golden.json").read_text())
+        content = json.loads((stage_outputs / "golden.json").read_text())
         change(content)
         (tmp_path / "golden.json").write_text(json.dumps(content))
         return tmp_path / "golden.json"
@@ -104,14 +104,14 @@ def swap_first_rows(array: np.ndarray) -> None:
     array[[0, 1]] = array[[1, 0]]
 
 
-def test_the_file_is_the_network_in_every_configuration(made: Path, tmp_path: Path, params: Any) -> None:
+def test_the_file_is_the_network_in_every_configuration(stage_outputs: Path, tmp_path: Path, params: Any) -> None:
     batch_sizes = [1, 2, 7, 64, 1000]
     changes = {"validate_parity.batch_sizes": batch_sizes, "validate_parity.reference_images": 8}
-    report = validate(tmp_path, params(changes), made)
+    report = validate(tmp_path, params(changes), stage_outputs)
     assert report["same"] is True
     assert report["reasons"] == []
     assert (report["atol"], report["margin"], report["images"]) == (0.0001, 0.0001, 200)
-    assert report["accuracy"] == json.loads((made / "evaluate.json").read_text())["accuracy"]
+    assert report["accuracy"] == json.loads((stage_outputs / "evaluate.json").read_text())["accuracy"]
     rows = read_table(tmp_path)
     settings = [(row["engine"], row["level"], row["threads"], row["batch"], row["images"]) for row in rows]
     levels = ["ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_LAYOUT", "ORT_ENABLE_ALL"]
@@ -126,19 +126,19 @@ def test_the_file_is_the_network_in_every_configuration(made: Path, tmp_path: Pa
     assert {row["flips"] for row in rows} == {"0"}
 
 
-def test_a_second_run_writes_the_same_bytes(made: Path, tmp_path: Path, params: Any) -> None:
+def test_a_second_run_writes_the_same_bytes(stage_outputs: Path, tmp_path: Path, params: Any) -> None:
     for folder in ("first", "second"):
-        validate(tmp_path / folder, params(QUICK_PARITY), made)
+        validate(tmp_path / folder, params(QUICK_PARITY), stage_outputs)
     for file in OUTPUTS:
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
 
 
 @pytest.mark.parametrize("name", ["head.bias", "head.weight", "body.0.weight"])
 def test_one_changed_weight_fails_the_gate(
-    name: str, change_model: Any, made: Path, tmp_path: Path, params: Any
+    name: str, change_model: Any, stage_outputs: Path, tmp_path: Path, params: Any
 ) -> None:
     model = change_model(lambda proto: change_initializer(proto, name, add_to_one_weight))
-    report = validate(tmp_path, params(QUICK_PARITY), made, model=model)
+    report = validate(tmp_path, params(QUICK_PARITY), stage_outputs, model=model)
     assert "logits off by" in report["reasons"][0]
     assert "more than atol 0.0001" in report["reasons"][0]
     assert max(float(row["logits_max"]) for row in read_table(tmp_path)) > 1e-4
@@ -146,10 +146,10 @@ def test_one_changed_weight_fails_the_gate(
 
 
 def test_the_command_writes_the_report_and_fails_with_one_line(
-    change_model: Any, made: Path, tmp_path: Path, params: Any
+    change_model: Any, stage_outputs: Path, tmp_path: Path, params: Any
 ) -> None:
     changed = change_model(lambda proto: change_initializer(proto, "head.bias", add_to_one_weight))
-    paths = input_paths(made, params=params(QUICK_PARITY), model=changed)
+    paths = input_paths(stage_outputs, params=params(QUICK_PARITY), model=changed)
     command = stage_command(tmp_path, validate_parity, **paths)
     completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert completed.returncode == 1
@@ -159,27 +159,29 @@ def test_the_command_writes_the_report_and_fails_with_one_line(
 
 
 def test_a_difference_within_atol_and_flip_margin_passes(
-    change_model: Any, change_golden: Any, made: Path, tmp_path: Path, params: Any
+    change_model: Any, change_golden: Any, stage_outputs: Path, tmp_path: Path, params: Any
 ) -> None:
     loose = {**QUICK_PARITY, "validate_parity.atol": 0.1, "validate_parity.flip_margin": 0.1}
     model = change_model(lambda proto: change_initializer(proto, "head.bias", add_to_one_weight))
     golden = change_golden(lambda content: content.update(tolerance=0.1))
-    assert validate(tmp_path, params(loose), made, model=model, golden=golden)["same"] is True
-    network, _ = read_weights(made / "weights.safetensors")
+    assert validate(tmp_path, params(loose), stage_outputs, model=model, golden=golden)["same"] is True
+    network, _ = read_weights(stage_outputs / "weights.safetensors")
     error = 0.01 / float(network.temperature)
     assert max(float(row["logits_max"]) for row in read_table(tmp_path)) == pytest.approx(error, 0.01)
 
 
-def test_swapped_outputs_flip_labels(change_model: Any, made: Path, tmp_path: Path, params: Any) -> None:
+def test_swapped_outputs_flip_labels(change_model: Any, stage_outputs: Path, tmp_path: Path, params: Any) -> None:
     model = change_model(lambda proto: change_initializer(proto, "head.weight", swap_first_rows))
-    report = validate(tmp_path, params(QUICK_PARITY), made, model=model)
+    report = validate(tmp_path, params(QUICK_PARITY), stage_outputs, model=model)
     assert any("flipped labels, one decided by" in reason for reason in report["reasons"])
     assert all(int(row["flips"]) > 0 for row in read_table(tmp_path) if row["images"] == "200")
 
 
-def test_a_number_that_is_not_finite_fails_the_gate(change_model: Any, made: Path, tmp_path: Path, params: Any) -> None:
+def test_a_number_that_is_not_finite_fails_the_gate(
+    change_model: Any, stage_outputs: Path, tmp_path: Path, params: Any
+) -> None:
     model = change_model(lambda proto: change_initializer(proto, "head.weight", set_one_weight_to_nan))
-    report = validate(tmp_path, params(QUICK_PARITY), made, model=model)
+    report = validate(tmp_path, params(QUICK_PARITY), stage_outputs, model=model)
     assert "a number that is not finite" in report["reasons"][0]
     json.loads((tmp_path / "parity.json").read_text(), parse_constant=pytest.fail)
 
@@ -273,24 +275,27 @@ def change_metadata(key: str, value: str) -> ChangeModel:
     ],
 )
 def test_a_file_with_wrong_declarations_fails_with_the_reason(
-    change: ChangeModel, reason: str, change_model: Any, made: Path, tmp_path: Path, params: Any
+    change: ChangeModel, reason: str, change_model: Any, stage_outputs: Path, tmp_path: Path, params: Any
 ) -> None:
-    report = validate(tmp_path, params(QUICK_PARITY), made, model=change_model(change))
+    report = validate(tmp_path, params(QUICK_PARITY), stage_outputs, model=change_model(change))
     assert any(reason in text for text in report["reasons"]), report["reasons"]
     assert report["configurations"] == len(read_table(tmp_path)) == 0
 
 
 def test_a_file_that_cannot_run_a_batch_fails_with_the_reason(
-    change_model: Any, made: Path, tmp_path: Path, params: Any
+    change_model: Any, stage_outputs: Path, tmp_path: Path, params: Any
 ) -> None:
-    report = validate(tmp_path, params(QUICK_PARITY), made, model=change_model(fix_batch_of_reshape))
+    report = validate(tmp_path, params(QUICK_PARITY), stage_outputs, model=change_model(fix_batch_of_reshape))
     assert report["reasons"]
 
 
-def test_the_weights_of_another_training_fail_the_gate(made: Path, tmp_path: Path, params: Any) -> None:
-    network, header = read_weights(made / "weights.safetensors")
+def test_the_weights_of_another_training_fail_the_gate(stage_outputs: Path, tmp_path: Path, params: Any) -> None:
+    network, header = read_weights(stage_outputs / "weights.safetensors")
     write_weights(tmp_path / "w", network, header.model_copy(update={"params": {"seed": 1}}))
-    assert "weights_sha256" in validate(tmp_path, params(QUICK_PARITY), made, weights=tmp_path / "w")["reasons"][0]
+    assert (
+        "weights_sha256"
+        in validate(tmp_path, params(QUICK_PARITY), stage_outputs, weights=tmp_path / "w")["reasons"][0]
+    )
 
 
 def swap_logits(golden: dict[str, Any]) -> None:
@@ -316,9 +321,9 @@ def change_prediction(golden: dict[str, Any]) -> None:
     ],
 )
 def test_a_golden_sample_with_other_outputs_fails_the_gate(
-    change: ChangeGolden, reason: str, change_golden: Any, made: Path, tmp_path: Path, params: Any
+    change: ChangeGolden, reason: str, change_golden: Any, stage_outputs: Path, tmp_path: Path, params: Any
 ) -> None:
-    report = validate(tmp_path, params(QUICK_PARITY), made, golden=change_golden(change))
+    report = validate(tmp_path, params(QUICK_PARITY), stage_outputs, golden=change_golden(change))
     assert any(reason in text for text in report["reasons"]), report["reasons"]
 
 
@@ -351,35 +356,37 @@ def shorten_logits(golden: dict[str, Any]) -> None:
     "change", [remove_cases, remove_image, shorten_image, set_pixel_to_300, change_image_shape, shorten_logits]
 )
 def test_a_damaged_golden_sample_is_named(
-    change: ChangeGolden, change_golden: Any, made: Path, tmp_path: Path, params: Any
+    change: ChangeGolden, change_golden: Any, stage_outputs: Path, tmp_path: Path, params: Any
 ) -> None:
     with pytest.raises(StageError, match=r"golden\.json: not a golden sample .*; run `dvc repro -f export_onnx`"):
-        validate(tmp_path, params(QUICK_PARITY), made, golden=change_golden(change))
+        validate(tmp_path, params(QUICK_PARITY), stage_outputs, golden=change_golden(change))
 
 
-def test_a_golden_sample_that_is_not_json_is_named(made: Path, tmp_path: Path, params: Any) -> None:
+def test_a_golden_sample_that_is_not_json_is_named(stage_outputs: Path, tmp_path: Path, params: Any) -> None:
     (tmp_path / "golden.json").write_text("[")
     with pytest.raises(StageError, match=r"golden\.json: not a golden sample"):
-        validate(tmp_path, params(QUICK_PARITY), made, golden=tmp_path / "golden.json")
+        validate(tmp_path, params(QUICK_PARITY), stage_outputs, golden=tmp_path / "golden.json")
 
 
 @pytest.mark.parametrize("content", [b"", b"this is not a model\n" * 20, bytes(range(256)) * 4, b"\x00" * 100])
 def test_a_file_that_is_not_onnx_is_named_and_the_previous_report_stays(
-    content: bytes, made: Path, tmp_path: Path, params: Any
+    content: bytes, stage_outputs: Path, tmp_path: Path, params: Any
 ) -> None:
     (tmp_path / "model.onnx").write_bytes(content)
     for name in ("parity.json", "parity.csv"):
         (tmp_path / name).write_bytes(b"previous")
     with pytest.raises(StageError, match=r"model\.onnx: not an ONNX file"):
-        run_stage_in(tmp_path, validate_parity, params=params(), **input_paths(made, model=tmp_path / "model.onnx"))
+        run_stage_in(
+            tmp_path, validate_parity, params=params(), **input_paths(stage_outputs, model=tmp_path / "model.onnx")
+        )
     assert {(tmp_path / name).read_bytes() for name in ("parity.json", "parity.csv")} == {b"previous"}
 
 
-def test_a_truncated_file_is_named(made: Path, tmp_path: Path, params: Any) -> None:
-    content = (made / "model.onnx").read_bytes()
+def test_a_truncated_file_is_named(stage_outputs: Path, tmp_path: Path, params: Any) -> None:
+    content = (stage_outputs / "model.onnx").read_bytes()
     (tmp_path / "model.onnx").write_bytes(content[: len(content) // 2])
     with pytest.raises(StageError, match=r"model\.onnx: not an ONNX file"):
-        validate(tmp_path, params(), made, model=tmp_path / "model.onnx")
+        validate(tmp_path, params(), stage_outputs, model=tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize(
@@ -392,32 +399,36 @@ def test_a_truncated_file_is_named(made: Path, tmp_path: Path, params: Any) -> N
     ],
 )
 def test_a_missing_file_is_named_with_the_command_that_makes_it(
-    name: str, command: str, made: Path, tmp_path: Path, params: Any
+    name: str, command: str, stage_outputs: Path, tmp_path: Path, params: Any
 ) -> None:
     with pytest.raises(StageError, match=rf"nowhere.*: missing; run `dvc repro {command}`"):
-        validate(tmp_path, params(QUICK_PARITY), made, **{name: tmp_path / "nowhere"})
+        validate(tmp_path, params(QUICK_PARITY), stage_outputs, **{name: tmp_path / "nowhere"})
 
 
-def test_providers_that_are_all_unavailable_are_named(made: Path, tmp_path: Path, params: Any) -> None:
+def test_providers_that_are_all_unavailable_are_named(stage_outputs: Path, tmp_path: Path, params: Any) -> None:
     params_file = params({"validate_parity.providers": ["AbacusExecutionProvider"]})
     with pytest.raises(StageError, match=r"validate_parity\.providers: none of .*Abacus.* is available; name one of"):
-        validate(tmp_path, params_file, made)
+        validate(tmp_path, params_file, stage_outputs)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif("CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="needs CUDA")
-def test_the_file_is_the_network_on_a_gpu_too(made: Path, tmp_path: Path, params: Any) -> None:
+def test_the_file_is_the_network_on_a_gpu_too(stage_outputs: Path, tmp_path: Path, params: Any) -> None:
     params_file = params({**QUICK_PARITY, "validate_parity.providers": ["CUDAExecutionProvider"]})
-    assert validate(tmp_path, params_file, made)["same"] is True
+    assert validate(tmp_path, params_file, stage_outputs)["same"] is True
 
 
-def test_a_sample_larger_than_the_test_split_is_filled_with_noise(made: Path, tmp_path: Path, params: Any) -> None:
+def test_a_sample_larger_than_the_test_split_is_filled_with_noise(
+    stage_outputs: Path, tmp_path: Path, params: Any
+) -> None:
     splits = tmp_path / "splits"
     splits.mkdir()
-    (splits / "about.json").write_bytes((made / "splits" / "about.json").read_bytes())
+    (splits / "about.json").write_bytes((stage_outputs / "splits" / "about.json").read_bytes())
     for name in ("images", "labels"):
-        np.save(splits / f"test-{name}.npy", np.load(made / "splits" / f"test-{name}.npy")[:11])
-    report = validate(tmp_path, params({**QUICK_PARITY, "validate_parity.sample_images": 1500}), made, splits=splits)
+        np.save(splits / f"test-{name}.npy", np.load(stage_outputs / "splits" / f"test-{name}.npy")[:11])
+    report = validate(
+        tmp_path, params({**QUICK_PARITY, "validate_parity.sample_images": 1500}), stage_outputs, splits=splits
+    )
     assert report["same"] is True
     assert [row["images"] for row in read_table(tmp_path)] == ["11"] * 5 + ["1500"] * 2 + ["1"]
 
@@ -427,42 +438,42 @@ def test_a_sample_larger_than_the_test_split_is_filled_with_noise(made: Path, tm
     [("atol", 0), ("flip_margin", -1), ("sample_images", 10), ("reference_images", 0), ("batch_sizes", []),
      ("batch_sizes", [0]), ("batch_sizes", [-1]), ("providers", []), ("seed", -1), ("rtol", 1)],
 )  # fmt: skip
-def test_an_invalid_param_is_named(key: str, value: Any, made: Path, tmp_path: Path, params: Any) -> None:
+def test_an_invalid_param_is_named(key: str, value: Any, stage_outputs: Path, tmp_path: Path, params: Any) -> None:
     with pytest.raises(StageError, match=f"validate_parity.{key}"):
-        validate(tmp_path, params({f"validate_parity.{key}": value}), made)
+        validate(tmp_path, params({f"validate_parity.{key}": value}), stage_outputs)
 
 
 @pytest.mark.parametrize(
     ("old", "new"), [("margin", "flip_margin"), ("sample", "sample_images"), ("batches", "batch_sizes")]
 )
 def test_a_former_param_name_is_reported_with_the_new_name(
-    old: str, new: str, made: Path, tmp_path: Path, params: Any
+    old: str, new: str, stage_outputs: Path, tmp_path: Path, params: Any
 ) -> None:
     with pytest.raises(StageError, match=f"validate_parity.{old} is now called validate_parity.{new}"):
-        validate(tmp_path, params({f"validate_parity.{old}": 1}), made)
+        validate(tmp_path, params({f"validate_parity.{old}": 1}), stage_outputs)
 
 
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_the_certificate_has_the_hashes_quality_and_parity(made: Path, tmp_path: Path, params: Any) -> None:
-    validate(tmp_path, params(QUICK_PARITY), made)
+def test_the_certificate_has_the_hashes_quality_and_parity(stage_outputs: Path, tmp_path: Path, params: Any) -> None:
+    validate(tmp_path, params(QUICK_PARITY), stage_outputs)
     certificate = json.loads((tmp_path / "certificate.json").read_text())
-    assert certificate["model_sha256"] == sha256(made / "model.onnx")
-    assert certificate["weights_sha256"] == sha256(made / "weights.safetensors")
-    assert certificate["golden_sha256"] == sha256(made / "golden.json")
-    lines = "".join(f"{sha256(path)}  {path.name}\n" for path in sorted((made / "splits").iterdir()))
+    assert certificate["model_sha256"] == sha256(stage_outputs / "model.onnx")
+    assert certificate["weights_sha256"] == sha256(stage_outputs / "weights.safetensors")
+    assert certificate["golden_sha256"] == sha256(stage_outputs / "golden.json")
+    lines = "".join(f"{sha256(path)}  {path.name}\n" for path in sorted((stage_outputs / "splits").iterdir()))
     assert certificate["dataset"] == {
         "name": "mnist",
         "origin": "made",
         "splits_sha256": hashlib.sha256(lines.encode()).hexdigest(),
     }
-    quality = json.loads((made / "evaluate.json").read_text())
+    quality = json.loads((stage_outputs / "evaluate.json").read_text())
     assert certificate["quality"] == {name: quality[name] for name in certificate["quality"]}
     assert certificate["quality"].keys() == {"accuracy", "accuracy_low", "accuracy_high", "min_accuracy", "images"}
     assert certificate["parity"] == {"configurations": 8, "images": 200, "atol": 0.0001, "margin": 0.0001}
-    trained_on = json.loads((made / "environment.json").read_text())
+    trained_on = json.loads((stage_outputs / "environment.json").read_text())
     assert certificate["environment"] == {**trained_on, "onnxruntime": onnxruntime.__version__}
     content = {name: value for name, value in certificate.items() if name != "sha256"}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -479,13 +490,13 @@ def test_the_certificate_has_the_hashes_quality_and_parity(made: Path, tmp_path:
     ],
 )
 def test_without_quality_there_is_no_certificate_and_the_previous_one_is_removed(
-    changes: dict[str, Any], reason: str, made: Path, tmp_path: Path, params: Any
+    changes: dict[str, Any], reason: str, stage_outputs: Path, tmp_path: Path, params: Any
 ) -> None:
     (tmp_path / "certificate.json").write_text("of a previous model")
     evaluation = tmp_path / "evaluate.json"
     if changes:
-        evaluation.write_text(json.dumps({**json.loads((made / "evaluate.json").read_text()), **changes}))
-    paths = input_paths(made, evaluation=evaluation)
+        evaluation.write_text(json.dumps({**json.loads((stage_outputs / "evaluate.json").read_text()), **changes}))
+    paths = input_paths(stage_outputs, evaluation=evaluation)
     with pytest.raises(StageError, match=reason):
         run_stage_in(tmp_path, validate_parity, params=params(QUICK_PARITY), **paths)
     assert json.loads((tmp_path / "parity.json").read_text())["same"] is True

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 from conftest import ROOT
-from repositories import Done, commit, environment, run
+from repositories import CompletedCommand, command_environment, commit_all, run_command
 
 from flows import supervisor
 from flows.dvc.command import try_lock
@@ -41,7 +41,7 @@ def main():
     toy = read_section(Path("params.yaml"), name, Toy)
     with Path("trace").open("a") as trace:
         trace.write(f"{name} {time.time()}\\n")
-    print(f"{name} says {toy.text}")
+    print(f"{name} says {toy_repository.text}")
     time.sleep(toy.seconds)
     if toy.status:
         print(f"{name} goes wrong", file=sys.stderr)
@@ -55,7 +55,9 @@ if __name__ == "__main__":
 '''
 
 
-def new_toy(folder: Path, graph: dict[str, list[str]] = DIAMOND, meta: dict[str, dict[str, Any]] | None = None) -> Path:
+def create_toy_repository(
+    folder: Path, graph: dict[str, list[str]] = DIAMOND, meta: dict[str, dict[str, Any]] | None = None
+) -> Path:
     """A repository whose stages are those of the graph, each with `text`, `seconds` and `status` in params.yaml."""
     (folder / "stages").mkdir(parents=True)
     shutil.copytree(ROOT / "flows", folder / "flows", ignore=shutil.ignore_patterns("__pycache__"))
@@ -85,20 +87,22 @@ def new_toy(folder: Path, graph: dict[str, list[str]] = DIAMOND, meta: dict[str,
         for name, deps in graph.items()
     }
     (folder / "dvc.yaml").write_text(json.dumps({"stages": stages}, indent=1))
-    run(folder, "git", "init", "-q", "-b", "main")
-    run(folder, "git", "config", "user.email", "test@example.org")
-    run(folder, "git", "config", "user.name", "test")
-    run(folder, "dvc", "init", "-q")
-    commit(folder)
+    run_command(folder, "git", "init", "-q", "-b", "main")
+    run_command(folder, "git", "config", "user.email", "test@example.org")
+    run_command(folder, "git", "config", "user.name", "test")
+    run_command(folder, "dvc", "init", "-q")
+    commit_all(folder)
     return folder
 
 
-def flow(project: Path, *arguments: str, api: str, status: int | None = 0, module: str = "flows.pipeline") -> Done:
+def run_flow_module(
+    project: Path, *arguments: str, prefect_api_url: str, status: int | None = 0, module: str = "flows.pipeline"
+) -> CompletedCommand:
     """`python -m flows.pipeline ARGUMENTS` in the project, on the server."""
     result = subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=project,
-        env={**environment(), "PREFECT_API_URL": api, "no_proxy": "127.0.0.1"},
+        env={**command_environment(), "PREFECT_API_URL": prefect_api_url, "no_proxy": "127.0.0.1"},
         capture_output=True,
         text=True,
         check=False,
@@ -107,23 +111,23 @@ def flow(project: Path, *arguments: str, api: str, status: int | None = 0, modul
     return result
 
 
-def post_api(api: str, path: str, **body: Any) -> Any:
+def post_api(prefect_api_url: str, path: str, **body: Any) -> Any:
     """The server's response to a POST request."""
     data = json.dumps(body).encode()
-    request = urllib.request.Request(f"{api}/{path}", data, {"content-type": "application/json"})
+    request = urllib.request.Request(f"{prefect_api_url}/{path}", data, {"content-type": "application/json"})
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as response:
         return json.load(response)
 
 
-def last_run(api: str) -> dict[str, Any]:
-    return post_api(api, "flow_runs/filter", sort="EXPECTED_START_TIME_DESC", limit=1)[0]
+def last_run(prefect_api_url: str) -> dict[str, Any]:
+    return post_api(prefect_api_url, "flow_runs/filter", sort="EXPECTED_START_TIME_DESC", limit=1)[0]
 
 
-def task_runs(api: str, flow_run: str) -> dict[str, tuple[str, str, str]]:
+def task_runs(prefect_api_url: str, flow_run: str) -> dict[str, tuple[str, str, str]]:
     """The type, name and message of each task run's state, by task."""
     states: dict[str, tuple[str, str, str]] = {}
     for _ in range(40):  # task states travel as events: the last may come a moment later
-        runs = post_api(api, "task_runs/filter", task_runs={}, flow_runs={"id": {"any_": [flow_run]}})
+        runs = post_api(prefect_api_url, "task_runs/filter", task_runs={}, flow_runs={"id": {"any_": [flow_run]}})
         states = {one["name"]: (one["state_type"], one["state_name"], one["state"]["message"]) for one in runs}
         if all(state_type in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED") for state_type, _, _ in states.values()):
             return states
@@ -147,7 +151,7 @@ def stage_processes(project: Path) -> list[psutil.Process]:
 def wait_until_no_processes(project: Path, seconds: float) -> None:
     """Wait until no stage and no DVC of the project runs."""
     try:
-        until(lambda: not stage_processes(project), seconds)
+        wait_until(lambda: not stage_processes(project), seconds)
     except AssertionError:
         remaining = [(one.pid, one.ppid(), one.status(), one.cmdline()) for one in stage_processes(project)]
         raise AssertionError(f"left after {seconds:.0f} s: {remaining}") from None
@@ -177,7 +181,7 @@ def prefect_server(home: Path, port: int) -> Iterator[str]:
     with (home / "server.log").open("ab") as log:
         process = subprocess.Popen(supervised_command, env=env, stdin=subprocess.PIPE, stdout=log, stderr=log)
     try:
-        until(lambda: is_healthy(f"http://127.0.0.1:{port}/api/health"), 120)
+        wait_until(lambda: is_healthy(f"http://127.0.0.1:{port}/api/health"), 120)
         yield f"http://127.0.0.1:{port}/api"
     finally:
         for child in psutil.Process(process.pid).children(recursive=True):
@@ -195,7 +199,7 @@ def is_healthy(url: str) -> bool:
         return False
 
 
-def until(condition: Callable[[], Any], seconds: float) -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float) -> Any:
     """Wait until the condition is true; returns its value."""
     deadline = time.monotonic() + seconds
     while not (result := condition()):

@@ -30,7 +30,7 @@ async def run_dvc(
     ON_LINE gets each line of output that is not about locks; ON_WAIT gets one line when the command has to wait;
     TIMEOUT, in seconds, does not include the waiting.
     """
-    former_holders = ""
+    reported_holders = ""
     while True:
         async with hold_dvc_lock(root, on_wait):
             pass  # DVC itself would wait for its lock without a message
@@ -44,9 +44,9 @@ async def run_dvc(
         if result.returncode == 0 or not any(is_busy_error(line) for line in result.lines):
             return result
         holders = lock_holders(result.lines)
-        if on_wait and holders != former_holders:
+        if on_wait and holders != reported_holders:
             on_wait(f"Waiting for another DVC command: {holders}")
-        former_holders = holders
+        reported_holders = holders
         await asyncio.sleep(MESSAGE_DELAY)
 
 
@@ -62,7 +62,7 @@ async def dvc_status(root: Path, on_wait: Callable[[str], None]) -> dict[str, li
 
 @asynccontextmanager
 async def hold_dvc_lock(root: Path, on_wait: Callable[[str], None] | None = None) -> AsyncIterator[None]:
-    """Hold DVC's own lock, so that no DVC command rewrites dvc.lock meanwhile."""
+    """Hold DVC's own lock, so that no other DVC command rewrites dvc.lock."""
     async with hold_lock(dvc_tmp_dir(root) / "lock", "DVC's lock, which another DVC command holds", on_wait):
         yield
 

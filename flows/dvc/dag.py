@@ -16,14 +16,14 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from flows.dvc import expand_templates
-from flows.dvc.params_file import with_changes
+from flows.dvc.params_file import edit_params_text
 from flows.environment import environment
 from flows.errors import FlowError
 
 TEMPLATES = re.compile(r"\$\{|\b(foreach|matrix)[\"']?\s*:")  # what only DVC can expand
 
 
-class Policy(BaseModel):
+class PrefectOptions(BaseModel):
     """`meta.prefect` of a stage: how Prefect runs it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,7 +45,7 @@ class Stage:
     params: tuple[str, ...]  # sections or keys of params.yaml
     outs: tuple[str, ...]  # including metrics and plots
     metrics: tuple[str, ...]
-    policy: Policy
+    options: PrefectOptions
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def read_dag(root: Path, changes: Mapping[str, Any] | None = None) -> Dag:
     except OSError as error:
         raise FlowError(f"{root / 'dvc.yaml'}: {error.strerror}: run this in the project's folder") from error
     if TEMPLATES.search(text):
-        text = expand(root, text, with_changes(root / "params.yaml", changes or {}))
+        text = expand(root, text, edit_params_text(root / "params.yaml", changes or {}))
     return parse_dag(text)
 
 
@@ -133,17 +133,17 @@ def make_stage(name: str, entry: Mapping[str, Any], upstream: tuple[str, ...], o
         tuple(param for param in entry.get("params", []) if isinstance(param, str)),
         outs,
         get_paths(entry, "metrics"),
-        make_policy(name, (entry.get("meta") or {}).get("prefect", {})),
+        make_prefect_options(name, (entry.get("meta") or {}).get("prefect", {})),
     )
 
 
-def make_policy(stage: str, content: Any) -> Policy:
+def make_prefect_options(stage: str, content: Any) -> PrefectOptions:
     try:
-        return Policy.model_validate(content)
+        return PrefectOptions.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, ("stages", stage, "meta.prefect", *first["loc"])))
-        known = ", ".join(Policy.model_fields)
+        known = ", ".join(PrefectOptions.model_fields)
         problem = f"unknown key; known are {known}" if first["type"] == "extra_forbidden" else first["msg"].lower()
         raise FlowError(f"dvc.yaml: {key}: {problem}") from error
 

@@ -1,6 +1,6 @@
 """Reads, sorts and repairs dvc.lock, as text: one stage's entry is read six times as fast as the whole file.
 
-DVC rewrites dvc.lock in place. If it is killed meanwhile, the file ends early, and its last entry may be incomplete.
+DVC rewrites dvc.lock in place. If it is killed while it does, the file ends early, and its last entry is incomplete.
 """
 
 import asyncio
@@ -65,9 +65,9 @@ async def read_lock(root: Path, *names: str) -> dict[str, LockEntry]:
     return stages
 
 
-async def sort_lockfile(root: Path, dag: Dag, former: Sequence[str]) -> None:
-    """Put new stages after the FORMER ones in the order of `dvc repro`. Parallel stages end in any order."""
-    order = [*former, *(name for name in dag.stages if name not in former)]
+async def sort_lockfile(root: Path, dag: Dag, entries_before: Sequence[str]) -> None:
+    """Put new entries after ENTRIES_BEFORE, in the order of `dvc repro`. Parallel stages end in any order."""
+    order = [*entries_before, *(name for name in dag.stages if name not in entries_before)]
     async with hold_dvc_lock(root):
         header, entries = read_lock_text(root)
         names = [name for name in order if name in entries] + [name for name in entries if name not in order]
@@ -84,14 +84,14 @@ async def repair_lockfile(root: Path, dag: Dag, on_message: Callable[[str], None
             return
         if not committed.entries or describe_truncation(committed, committed, dag):
             raise FlowError(
-                f"dvc.lock {damage}: {CAUSE}, and the last commit has no complete one: delete it and run again: "
-                "DVC's run cache brings back what ran here"
+                f"dvc.lock {damage}: {CAUSE}, and the last commit has no complete one. Delete it and run again: DVC's "
+                "run cache restores what has run here"
             )
         complete = dict([*present.entries.items()][:-1])
         write_lock_text(root, LockText(committed.header, complete | missing_entries(complete, committed)))
-    source = "kept the entries before, took the others" if complete else "took it"
+    source = "the complete entries are kept, the others are" if complete else "it is"
     on_message(
-        f"dvc.lock {damage}: {CAUSE}; repaired: {source} from the last commit; DVC's run cache has what ran since"
+        f"dvc.lock {damage}: {CAUSE}. Repaired: {source} now as in the last commit. DVC's run cache has what ran since"
     )
 
 

@@ -17,14 +17,14 @@ def get_param(path: Path, name: str) -> Any:
 
 
 def set_param(path: Path, name: str, value: object) -> None:
-    write_params(path, with_changes(path, {name: value}))
+    write_params(path, edit_params_text(path, {name: value}))
 
 
 def read_params(path: Path) -> dict[str, Any]:
     return dict(load_yaml(YAML(typ="safe", pure=True), path))
 
 
-def with_changes(path: Path, changes: Mapping[str, object]) -> str:
+def edit_params_text(path: Path, changes: Mapping[str, object]) -> str:
     """The file's text with these params changed, as in {"train.epochs": 5}; each must exist."""
     yaml = YAML()
     yaml.preserve_quotes = True

@@ -27,7 +27,7 @@ class ModelReloader:
             read_report(self.files.report)
 
     def load(self) -> Classifier:
-        """Each file is read once, so that files that are replaced meanwhile either agree or are refused."""
+        """Each file is read once. If files are replaced at that time, they either agree or are refused."""
         return Classifier(
             self.files.model,
             threads=self.settings.threads,

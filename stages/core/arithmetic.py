@@ -1,7 +1,7 @@
-"""How a process computes: portable arithmetic, the same bytes on every x86-64 CPU with AVX2, or the CPU's own, native.
+"""Selects the arithmetic: portable gives the same bytes on every x86-64 CPU with AVX2, native uses all that a CPU has.
 
-MKL chooses its kernels by the vendor of the CPU; oneDNN, OpenBLAS and torch choose theirs by its instruction sets. They
-read the variables below when they are loaded, so stages/__init__.py sets these before numpy or torch is imported.
+Libraries choose their kernels by the CPU: MKL by its vendor; oneDNN, OpenBLAS and torch by its instruction sets. The
+variables below fix that choice. Libraries read them when they are loaded, so stages/__init__.py sets them before.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from pathlib import Path
 from stages.core.errors import StageError
 from stages.core.params import load_params
 
-PORTABLE = {
+PORTABLE_ENV = {
     "ATEN_CPU_CAPABILITY": "avx2",
     "MKL_CBWR": "COMPATIBLE",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
@@ -40,12 +40,12 @@ def is_stage_command(command: Sequence[str]) -> bool:
     return any(flag == "-m" and module.startswith("stages.") for flag, module in itertools.pairwise(command))
 
 
-def configure_environment(command: Sequence[str], environment: MutableMapping[str, str]) -> None:
+def set_arithmetic_env(command: Sequence[str], environment: MutableMapping[str, str]) -> None:
     """Set the variables as the params file of the command asks, except those that the user has set.
 
     Errors in the params file are left to the stage, which reports them.
     """
-    variables = OPENMP_SPIN | (PORTABLE if wants_portable(command) else {})
+    variables = OPENMP_SPIN | (PORTABLE_ENV if wants_portable(command) else {})
     for name, value in variables.items():
         environment.setdefault(name, value)
 
@@ -53,7 +53,7 @@ def configure_environment(command: Sequence[str], environment: MutableMapping[st
 def wants_portable(command: Sequence[str]) -> bool:
     params = flag_value("--params", command)
     try:
-        return load_params(Path(params))["machine"]["arithmetic"] == "portable" and not cpu_obstacle()
+        return load_params(Path(params))["machine"]["arithmetic"] == "portable" and not why_cpu_not_portable()
     except (StageError, KeyError, TypeError, OSError):
         return False
 
@@ -67,9 +67,9 @@ def flag_value(flag: str, command: Sequence[str]) -> str:
     return ""
 
 
-def check_variables() -> None:
-    """Raise if a variable of portable arithmetic is missing or has another value: the user decides which to change."""
-    for name, value in PORTABLE.items():
+def check_portable_env() -> None:
+    """Raise an error if a variable of portable arithmetic is missing or has another value."""
+    for name, value in PORTABLE_ENV.items():
         actual, wanted = os.environ.get(name), f"machine.arithmetic: portable needs {name}={value}"
         if actual is None:
             raise StageError(f"{wanted} before torch is imported: run the stage as a command, or set it")
@@ -78,7 +78,7 @@ def check_variables() -> None:
             raise StageError(f"{wanted}, but the environment sets it to {actual}: {advice}")
 
 
-def cpu_obstacle() -> str:
+def why_cpu_not_portable() -> str:
     """Why this machine cannot compute portably; empty if it can."""
     system, machine = platform.system(), platform.machine()
     if system != "Linux":

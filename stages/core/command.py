@@ -14,14 +14,16 @@ from stages.core.errors import StageError
 from stages.core.params import changed_params, sections_read
 from stages.core.source import changed_source
 
-RESTORE = "If DVC removed this stage's previous outputs, `dvc checkout` and `git checkout` restore them."
+RESTORE_HINT = "If DVC removed this stage's previous outputs, `dvc checkout` and `git checkout` restore them."
 SHELLS = ("sh", "bash", "dash", "zsh")
 
 
 def run_stage(stage: Callable[..., None]) -> NoReturn:
     """Run the stage with the flags of the command line, then exit: 0, the status of an error, or 130 for Ctrl-C."""
-    if "DVC_STAGE" in os.environ or "RANK" in os.environ:  # under DVC or torchrun; others may outlive their shell
-        end_when_orphaned()
+    is_worker = "RANK" in os.environ  # one of several processes that train together
+    is_run_by_dvc = "DVC_STAGE" in os.environ and not is_worker
+    if is_run_by_dvc or is_worker:  # started by a person, the stage may outlive its shell
+        end_when_orphaned(is_run_by_dvc)
     sections_read.clear()
     app = App(
         name=f"python -m stages.{stage.__name__}",
@@ -32,13 +34,15 @@ def run_stage(stage: Callable[..., None]) -> NoReturn:
     )
     try:
         app()
-        # DVC records source and params as they are when this process has ended: what has run must still be there.
+        # DVC hashes source and params after this process has ended, so it would record a version that has not run.
         if changed := ", ".join([*changed_params(), *changed_source()]):
-            raise StageError(f"{changed} changed while it ran: its outputs belong to the former version; run it again")
+            raise StageError(
+                f"{changed} changed while the stage ran: its outputs are of the version before; run it again"
+            )
     except (StageError, OSError) as error:  # an OSError: a full disk, or a file without write permission
         print(f"{stage.__name__}: {error}", file=sys.stderr)
-        if "DVC_STAGE" in os.environ:
-            print(RESTORE, file=sys.stderr)
+        if is_run_by_dvc:
+            print(RESTORE_HINT, file=sys.stderr)
         sys.exit(error.status if isinstance(error, StageError) else 1)
     except KeyboardInterrupt:
         print(f"{stage.__name__}: interrupted", file=sys.stderr)
@@ -46,11 +50,13 @@ def run_stage(stage: Callable[..., None]) -> NoReturn:
     sys.exit(0)
 
 
-def end_when_orphaned(interval: float = 0.2) -> None:
+def end_when_orphaned(is_run_by_dvc: bool, interval: float = 0.2) -> None:
     """Exit soon after the process that started this one has ended, so that a killed `dvc repro` leaves no stage."""
     starters = starting_processes()
-    if "DVC_STAGE" in os.environ and not all(map(is_in_process_group, starters)):
-        exit_orphaned()  # DVC was killed before: what adopts orphans is not in DVC's process group
+    # A stage has DVC's process group. If its parent has another one, DVC was killed before this line, and the parent is
+    # the process that adopts orphans.
+    if is_run_by_dvc and not all(map(is_in_process_group, starters)):
+        exit_orphaned()
 
     def watch() -> None:
         while all(map(is_alive, starters)):
@@ -61,7 +67,7 @@ def end_when_orphaned(interval: float = 0.2) -> None:
 
 
 def starting_processes() -> list[psutil.Process]:
-    """The parent of this process, and if it is a shell, the process that started the shell: DVC runs a shell."""
+    """The parent of this process; if that is a shell, which DVC starts for each command, also the shell's parent."""
     starters: list[psutil.Process] = []
     for process in psutil.Process().parents():
         starters.append(process)

@@ -1,4 +1,4 @@
-"""Prepares the device and threads that a stage computes with, and records what of the machine its bytes depend on."""
+"""Sets up the device and the threads of a stage, and records what the bytes of its outputs depend on here."""
 
 import ctypes
 import importlib.metadata
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
-from stages.core.arithmetic import check_variables, cpu_obstacle, describe_cpu
+from stages.core.arithmetic import check_portable_env, describe_cpu, why_cpu_not_portable
 from stages.core.command import echo
 from stages.core.errors import StageError
 from stages.core.params import Machine
@@ -35,13 +35,13 @@ def prepare_device(machine: Machine) -> torch.device:
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # full float32
     device = select_device(machine)
-    if obstacle := portable_obstacle(machine, device):
+    if obstacle := why_not_portable(machine, device):
         echo(
             f"machine.arithmetic: portable is not possible here, since {obstacle}: falling back to native arithmetic, "
             "whose bytes may differ elsewhere"
         )
     elif machine.arithmetic == "portable":
-        check_variables()
+        check_portable_env()
     return device
 
 
@@ -65,16 +65,16 @@ def select_device(machine: Machine) -> torch.device:
     return torch.device(name)
 
 
-def portable_obstacle(machine: Machine, device: torch.device) -> str:
+def why_not_portable(machine: Machine, device: torch.device) -> str:
     """Why portable arithmetic is not possible although the section asks for it; empty if it is."""
     if machine.arithmetic == "native":
         return ""
-    return cpu_obstacle() or ("" if device.type == "cpu" else f"the device is {device.type}")
+    return why_cpu_not_portable() or ("" if device.type == "cpu" else f"the device is {device.type}")
 
 
 def environment_record(machine: Machine, device: torch.device) -> dict[str, str | int | dict[str, str]]:
     """What the bytes depend on besides params, code and data: two machines with equal records give the same bytes."""
-    obstacle = portable_obstacle(machine, device)
+    obstacle = why_not_portable(machine, device)
     native = {"cpu": describe_cpu(), "instruction_set": torch.backends.cpu.get_cpu_capability()}
     portable = machine.arithmetic == "portable" and not obstacle
     return {

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from stages.core.files import atomic_write
 
-INK, RIGHT, WRONG, PAPER = "#222222", "#1a7f37", "#cf222e", "#ffffff"
+INK, CORRECT_COLOR, WRONG_COLOR, PAPER = "#222222", "#1a7f37", "#cf222e", "#ffffff"
 SIDE, GAP, LINE = 84, 10, 20  # pixels: of an image as drawn, between images, and of a line of text
 
 

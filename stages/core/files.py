@@ -21,7 +21,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     try:
         yield tmp
         if path.is_dir():  # a folder that is not empty cannot be replaced by a rename
-            previous = path.with_name(f".{path.name}.former.partial")
+            previous = path.with_name(f".{path.name}.previous.partial")
             remove_path(previous)
             path.rename(previous)
             tmp.rename(path)

@@ -1,4 +1,4 @@
-"""params.yaml in, one validated section out: a wrong key, type or value becomes one line that names the key."""
+"""Reads and validates a section of params.yaml: a wrong key, type or value becomes one line that names the key."""
 
 import difflib
 from pathlib import Path
@@ -15,7 +15,7 @@ class Section(pydantic.BaseModel):
     """Base class of the sections of params.yaml: frozen, without defaults, unknown keys forbidden."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-    renamed: ClassVar[dict[str, str]] = {}  # former name of a param: its name now
+    renamed: ClassVar[dict[str, str]] = {}  # previous name of a param: its name now
 
 
 SectionT = TypeVar("SectionT", bound=Section)
@@ -48,7 +48,7 @@ def read_section(path: Path, name: str, section: type[SectionT]) -> SectionT:
 
 
 def changed_params() -> list[str]:
-    """The params that this process has read and whose value in the file has changed since."""
+    """The params that this process has read, and that have another value in the file now."""
     changed, missing = [], object()
     for (path, name), before in sections_read.items():
         now = load_params(path).get(name)
@@ -76,7 +76,7 @@ def stage_names() -> list[str]:
 
 
 def describe_errors(name: str, section: type[Section], errors: list[Any]) -> list[str]:
-    """One message for each error. An unknown key hides the other errors: often it is also why a key is missing."""
+    """One message for each error. If there is an unknown key, only that: often it is a missing key, misspelt."""
     unknown = [error["loc"][-1] for error in errors if error["type"] == "extra_forbidden"]
     if renamed := [key for key in unknown if key in section.renamed]:
         return [f"{name}.{key} is now called {name}.{section.renamed[key]}: rename it" for key in renamed]

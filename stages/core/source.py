@@ -1,7 +1,7 @@
 """Finds source files that were edited while a stage ran.
 
-DVC takes the checksums of a stage's deps after its command has ended. For a file edited meanwhile it would record a
-version that did not make the outputs.
+DVC hashes the deps of a stage after its command has ended. If one was edited while the command ran, DVC would record a
+version that has not made the outputs.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""The folder of splits: uint8 images and labels as .npy, opened by memory map, and one JSON that describes them."""
+"""The format of the folder of splits: memory-mapped .npy files of images and labels, and a JSON that describes them."""
 
 import random
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ RERUN = "run `dvc repro preprocess`"
 
 
 class SplitsInfo(pydantic.BaseModel):
-    """The content of INFO_FILE."""
+    """The content of SPLITS_INFO_FILE."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 

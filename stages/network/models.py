@@ -1,6 +1,6 @@
-"""The name of a network and the shape of the data in, the network out; it takes uint8 pixels and gives logits.
+"""The networks, by name. Each takes uint8 pixels, normalizes them itself, and gives logits.
 
-To add a network, write a function that builds its convolutions and add it to `MODELS`.
+To add one, write a function that builds its layers up to flat features, as `compact` is, and add it to `MODELS`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,9 +13,9 @@ from torch.nn import functional
 
 from stages.core.errors import StageError
 
-# For whitening, of normalized pixels: patches with a lower standard deviation are ignored, and the variance of each
-# direction is raised by this, so that noise is not amplified.
-MIN_VARIATION = 0.05
+# For whitening, in units of normalized pixels. Patches of a lower standard deviation are background and are left out.
+MIN_PATCH_STD = 0.05
+VARIANCE_OFFSET = 0.05  # added to the variance of each direction, so that directions of mere noise are not amplified
 
 
 class Classifier(nn.Module):
@@ -111,7 +111,7 @@ def two_blocks(
 
 
 class Architecture(NamedTuple):
-    convolutions: Callable[[int, int], nn.Sequential]  # built for a number of image channels and a width
+    convolutions: Callable[[int, int], nn.Sequential]  # from the image's channels and the width to the layers
     linear_widths: tuple[int, ...] = ()  # of the linear layers between the convolutions and the last layer
 
 
@@ -162,12 +162,16 @@ def whiten_stem(network: Classifier, images: Tensor) -> None:
     your ResNet 8: Bag of tricks"; Jordan, 2024, arXiv:2404.00498). Each direction is used with both signs, since ReLU
     passes only one. Filters beyond twice the number of directions keep their random weights.
     """
-    stem = next(layer for layer in network.body if isinstance(layer, nn.Conv2d))
+    stem = next((layer for layer in network.body.modules() if isinstance(layer, nn.Conv2d)), None)
+    if stem is None:
+        raise StageError("train.stem: whitened needs a network with a convolution; set it to learned")
     patches = functional.unfold(network.normalize(images), stem.kernel_size, stride=3).transpose(1, 2).flatten(0, 1)
-    patches = patches[patches.std(1) > MIN_VARIATION]
+    patches = patches[patches.std(1) > MIN_PATCH_STD]
+    if not len(patches):
+        raise StageError("train.stem: whitened needs images with contrast, and these have none; set it to learned")
     variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
     count = min(len(stem.weight) // 2, len(variances))
-    filters = (directions * (variances + MIN_VARIATION).rsqrt()).T.flip(0)[:count]
+    filters = (directions * (variances + VARIANCE_OFFSET).rsqrt()).T.flip(0)[:count]
     stem.weight[: 2 * count] = torch.cat([filters, -filters]).view_as(stem.weight[: 2 * count])
     if stem.bias is not None:
         stem.bias.zero_()

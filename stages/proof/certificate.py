@@ -21,8 +21,9 @@ def hash_files(paths: dict[str, Path]) -> dict[str, str]:
 
 
 def hash_folder(folder: Path) -> str:
-    """Hash the names and contents of its files. Equals the output of `sha256sum * | sha256sum` in the folder."""
-    lines = "".join(f"{file_sha256(path)}  {path.name}\n" for path in sorted(folder.glob("*")))
+    """Hash the names and contents of its files, as `LC_ALL=C; sha256sum * | sha256sum` in the folder does."""
+    files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    lines = "".join(f"{file_sha256(path)}  {path.name}\n" for path in files)
     return hashlib.sha256(lines.encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Run images through the network in PyTorch, or the ONNX file in ONNX Runtime or ONNX's reference evaluator."""
+"""Runs images through the network in PyTorch, or the ONNX file in ONNX Runtime or ONNX's reference evaluator."""
 
 from dataclasses import dataclass
 
@@ -19,10 +19,10 @@ REFERENCE_EVALUATOR = "reference evaluator"
 
 
 @dataclass(frozen=True)
-class Configuration:
-    """How to run the file, and on which set of images."""
+class InferenceConfig:
+    """How to run the ONNX file, and on which set of images: test, sample, reference or golden."""
 
-    images: str
+    image_set: str
     engine: str = "onnxruntime"
     level: str = "ORT_ENABLE_ALL"
     provider: str = "CPUExecutionProvider"
@@ -35,7 +35,7 @@ class Configuration:
             return self.engine
         level = self.level.removeprefix("ORT_").removeprefix("ENABLE_").replace("DISABLE_ALL", "NONE").lower()
         provider = self.provider.removesuffix("ExecutionProvider")
-        return f"{provider} {level}, {self.images}, t{self.threads} b{self.batch}"
+        return f"{provider} {level}, {self.image_set}, t{self.threads} b{self.batch}"
 
 
 @torch.no_grad()
@@ -44,7 +44,7 @@ def run_torch(network: nn.Module, images: NDArray[np.uint8]) -> Outputs:
     return Outputs(logits.numpy(), logits.softmax(1).numpy())
 
 
-def run_onnx(proto: onnx.ModelProto, configuration: Configuration, images: NDArray[np.uint8]) -> Outputs:
+def run_onnx(proto: onnx.ModelProto, configuration: InferenceConfig, images: NDArray[np.uint8]) -> Outputs:
     if configuration.engine == REFERENCE_EVALUATOR:
         return Outputs(*ReferenceEvaluator(proto).run([LOGITS, PROBABILITIES], {INPUT: images}))
     session = open_session(proto, configuration)
@@ -53,7 +53,7 @@ def run_onnx(proto: onnx.ModelProto, configuration: Configuration, images: NDArr
     return Outputs(*(np.concatenate(arrays) for arrays in zip(*outputs, strict=True)))
 
 
-def open_session(proto: onnx.ModelProto, configuration: Configuration) -> onnxruntime.InferenceSession:
+def open_session(proto: onnx.ModelProto, configuration: InferenceConfig) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = ORT_LEVELS[configuration.level]
     options.intra_op_num_threads = configuration.threads

@@ -21,11 +21,11 @@ class GoldenSample:
     predicted: list[str]  # class names
     tolerance: float  # largest absolute error of a replay
 
-    def differences(self, outputs: Outputs, classes: list[str], atol: float) -> list[str]:
+    def mismatches(self, outputs: Outputs, classes: list[str], atol: float) -> list[str]:
         """Why these outputs do not match the sample; empty if they do."""
-        reasons = compare_outputs(self.outputs, outputs).reasons(min(self.tolerance, atol), 0.0)
+        reasons = compare_outputs(self.outputs, outputs).mismatches(min(self.tolerance, atol), 0.0)
         if self.predicted != outputs.predicted(classes):
-            reasons.append("other classes than it says")
+            reasons.append("its predicted classes are others")
         return [f"golden sample: {reason}" for reason in reasons]
 
 

@@ -1,4 +1,4 @@
-"""Compare the outputs of two engines for the same images, and build the sample of images to compare on."""
+"""Compares the outputs of two engines for the same images, and builds the sample of images to compare on."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Difference:
-    images: int
+    image_count: int
     logits_max: float
     logits_p999: float  # quantile 0.999 of the absolute errors
     probabilities_max: float
@@ -28,7 +28,7 @@ class Difference:
     flips: int  # images with another predicted label
     flip_margin: float  # largest gap between the network's two highest logits at a flip; 0 without flips
 
-    def reasons(self, atol: float, flip_margin: float) -> list[str]:
+    def mismatches(self, atol: float, flip_margin: float) -> list[str]:
         """Why the outputs do not match; empty if they do."""
         errors = {"logits": self.logits_max, "probabilities": self.probabilities_max}
         if not np.isfinite(list(errors.values())).all():
@@ -50,7 +50,7 @@ def compare_outputs(expected: Outputs, actual: Outputs) -> Difference:
     flipped = expected.logits.argmax(axis=1) != actual.logits.argmax(axis=1)
     top_two = np.sort(expected.logits[flipped], axis=1)[:, -2:]
     return Difference(
-        images=len(flipped),
+        image_count=len(flipped),
         logits_max=float(logits.max()),
         logits_p999=float(np.quantile(logits, 0.999)),
         probabilities_max=float(probabilities.max()),

@@ -1,4 +1,4 @@
-"""The interface of a data set: it fetches raw files into a folder, and reads them back as labelled images."""
+"""The interface of a data set, and what its methods return."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,8 +15,10 @@ REFETCH = "run `dvc repro -f download` to fetch it again"
 @dataclass(frozen=True)
 class LabelledImages:
     labels: NDArray[Any]  # integers, of as few bytes as the data set needs
-    images: Callable[[int], Iterator[ImageArray]]  # from the channels, 1 or 3, to blocks; grey ones may come for 3
-    locate: Callable[[int], str]  # from an index to the file and position of the image, for messages
+    # Called with the number of channels, 1 or 3; gives all images in blocks, in the order of the labels. Grey blocks
+    # are allowed for 3 channels. Blocks may be of different heights and widths: preprocess scales them.
+    images: Callable[[int], Iterator[ImageArray]]
+    locate: Callable[[int], str]  # the file and position of the image with this index, for error messages
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,20 @@ class FetchedFiles:
 class Dataset(Protocol):
     @property
     def preparation(self) -> str:
-        """How an image from elsewhere becomes an input of a network trained on this data set: `mnist` or `resize`."""
+        """How consumers prepare an image of their own for a network that was trained on this data set.
+
+        `mnist`: grey, cropped and centred as MNIST's digits are. `resize`: scaled to the network's size.
+        """
 
     def fetch(self, folder: Path, existing: Path, own_images: Path) -> FetchedFiles:
-        """Bring the raw files into `folder`. Files that `existing`, the current raw folder, has may be copied."""
+        """Write the raw files into `folder`, which replaces the raw folder when this has returned.
+
+        `existing` is the raw folder as it is now: a file that it already has can be copied from there. `own_images` is
+        the folder of the person's own images; only the data set `own` reads it.
+        """
 
     def read(self, folder: Path, source: dict[str, Any]) -> RawData:
-        """Read the raw files. `source` is the content of source.json."""
+        """Read the raw files as uint8 images. `source` is the content of source.json, which `fetch_dataset` writes."""
 
     def check(self, existing: Path) -> None:
         """Raise UnavailableError if `fetch` would not find its files now."""

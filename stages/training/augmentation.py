@@ -1,4 +1,4 @@
-"""A batch of images in, a randomly shifted or warped batch of floats in 0..255 out; border pixels are repeated.
+"""Shifts, rotates and scales a batch of images at random; gives floats in 0..255, with the border pixels repeated.
 
 The random numbers are drawn on the CPU, so that they are the same for every device.
 """

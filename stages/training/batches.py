@@ -1,15 +1,19 @@
-"""The training data and a step in, its batch and random numbers out: both depend on the seed and the step alone."""
+"""Makes the batch of a training step, and the random numbers of its augmentation, from the seed and the step alone."""
 
 import hashlib
 
 import torch
 from torch import Generator, Tensor
 
+from stages.core.errors import StageError
 from stages.training.distributed import ProcessGroup
 
 
 class Batches:
-    """Batches of at most `batch_size` images, equal to within one image; processes divide each batch among them."""
+    """Batches of at most `batch_size` images, of sizes that differ by at most one; processes divide each among them.
+
+    DistributedDataParallel gives all processes the same weight, also if one has an image less in a batch.
+    """
 
     def __init__(
         self, images: Tensor, labels: Tensor, batch_size: int, shuffle: bool, seed: int, process_group: ProcessGroup
@@ -17,6 +21,9 @@ class Batches:
         self.images, self.labels = images, labels
         self.per_epoch = -(-len(self.images) // batch_size)
         self.shuffle, self.seed, self.process_group = shuffle, seed, process_group
+        if len(images) // self.per_epoch < process_group.world_size:
+            reason = f"its {len(images) // self.per_epoch} images are too few for {process_group.world_size} processes"
+            raise StageError(f"train.batch: {batch_size} gives a batch that is too small: {reason}")
         self.last_permutation: tuple[int, Tensor] | None = None  # the epoch and its order
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
@@ -39,7 +46,7 @@ class Batches:
         return self.last_permutation[1]
 
     def augmentation_rng(self, step: int) -> Generator:
-        """The random numbers of a step's augmentation in this process."""
+        """The generator of the random numbers for this step's augmentation in this process."""
         return seeded_generator(self.seed, "augmentation", step, self.process_group.rank)
 
 

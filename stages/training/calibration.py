@@ -1,4 +1,4 @@
-"""Temperature scaling (Guo et al., 2017, arXiv:1706.04599): logits and labels in, the temperature out."""
+"""Fits the temperature that calibrates the probabilities (Guo et al., 2017, arXiv:1706.04599)."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""The state of an unfinished training in, a file in the checkpoint folder out; the same training resumes from it."""
+"""Saves the state of an unfinished training in the checkpoint folder, from which the same training resumes."""
 
 import fcntl
 import hashlib
@@ -79,7 +79,7 @@ class Checkpoint:
         if not self.path.exists():
             return None
         try:
-            state_dict: dict[str, Any] = torch.load(self.path, weights_only=True)
+            state_dict: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, UnpicklingError):
             echo(f"{self.path}: damaged; starting from the first step")
             return None

@@ -1,4 +1,4 @@
-"""The loss and accuracy of every step in, a table with a row for each of a few steps out."""
+"""Records the loss and accuracy of every step, and writes a table in which each row averages over several steps."""
 
 import sys
 from pathlib import Path
@@ -22,9 +22,8 @@ class History:
         self.process_group, self.points = process_group, min(points, steps)
         self.rows: list[list[Any]] = []
         self.sums = [0.0, 0.0, 0.0]  # of loss, correct predictions and images since the last row
-        self.pending: list[
-            tuple[int, float, Tensor, Tensor, int]
-        ] = []  # the same by step, not yet read from the device
+        # Of each step: number, learning rate, loss, correct predictions and images, not yet read from the device.
+        self.pending: list[tuple[int, float, Tensor, Tensor, int]] = []
 
     def record_step(self, step: int, lr: float, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Store the loss and accuracy of a step without waiting for the device."""

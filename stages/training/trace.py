@@ -1,6 +1,6 @@
-"""The network after every few steps in, a table of checksums of its tensors out.
+"""Records checksums of the network's tensors every few steps.
 
-Where two trainings end with different bytes, their traces show in which steps and tensors they begin to differ.
+If two trainings end with different bytes, their traces show in which steps and tensors they begin to differ.
 """
 
 import zlib

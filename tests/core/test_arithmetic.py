@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 
 from stages.core import arithmetic
-from stages.core.arithmetic import PORTABLE, configure_environment, cpu_obstacle, is_stage_command
+from stages.core.arithmetic import PORTABLE_ENV, is_stage_command, set_arithmetic_env, why_cpu_not_portable
 
 Params = Callable[..., Path]
 
@@ -24,7 +24,7 @@ def train(
     """`python -m stages.train` in an environment that has none of the variables, but for these."""
     names = {"weights": "w", "history": "h", "trace": "t", "report": "r", "environment": "e.json", "checkpoints": "c"}
     flags = [word for name, file in names.items() for word in (f"--{name}", str(folder / file))]
-    clean = {name: value for name, value in os.environ.items() if name not in PORTABLE}
+    clean = {name: value for name, value in os.environ.items() if name not in PORTABLE_ENV}
     command = [
         *(before or [sys.executable]),
         "-m",
@@ -43,25 +43,25 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 SHORT = {"train.epochs": 0, "train.min_steps": 1, "train.points": 1}
-needs_portable = pytest.mark.skipif(bool(arithmetic.cpu_obstacle()), reason="not on this CPU")
+needs_portable = pytest.mark.skipif(bool(arithmetic.why_cpu_not_portable()), reason="not on this CPU")
 
 
 @needs_portable
-def test_a_stage_by_hand_and_by_torchrun_computes_portably(made: Path, tmp_path: Path, params: Params) -> None:
-    assert train(tmp_path, params(SHORT), made / "splits").returncode == 0
+def test_a_stage_by_hand_and_by_torchrun_computes_portably(stage_outputs: Path, tmp_path: Path, params: Params) -> None:
+    assert train(tmp_path, params(SHORT), stage_outputs / "splits").returncode == 0
     first = (tmp_path / "w").read_bytes()
     assert read_record(tmp_path).keys() == {"arithmetic", "device", "threads", "libraries"}
     assert read_record(tmp_path)["arithmetic"] == "portable"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
-    result = train(tmp_path, params(SHORT), made / "splits", *torchrun)
+    result = train(tmp_path, params(SHORT), stage_outputs / "splits", *torchrun)
     assert result.returncode == 0, result.stderr
     assert read_record(tmp_path)["arithmetic"] == "portable"
     assert (tmp_path / "w").read_bytes() == first
 
 
-def test_native_arithmetic_records_the_cpu(made: Path, tmp_path: Path, params: Params) -> None:
+def test_native_arithmetic_records_the_cpu(stage_outputs: Path, tmp_path: Path, params: Params) -> None:
     result = train(
-        tmp_path, params({**SHORT, "machine.arithmetic": "native"}), made / "splits", OPENBLAS_CORETYPE="Zen"
+        tmp_path, params({**SHORT, "machine.arithmetic": "native"}), stage_outputs / "splits", OPENBLAS_CORETYPE="Zen"
     )
     assert result.returncode == 0, result.stderr
     record = read_record(tmp_path)
@@ -72,13 +72,13 @@ def test_native_arithmetic_records_the_cpu(made: Path, tmp_path: Path, params: P
 
 
 @needs_portable
-@pytest.mark.parametrize("name", PORTABLE)
-def test_a_contradicting_variable_is_one_line(name: str, made: Path, tmp_path: Path, params: Params) -> None:
-    result = train(tmp_path, params(SHORT), made / "splits", **{name: "default"})
+@pytest.mark.parametrize("name", PORTABLE_ENV)
+def test_a_contradicting_variable_is_one_line(name: str, stage_outputs: Path, tmp_path: Path, params: Params) -> None:
+    result = train(tmp_path, params(SHORT), stage_outputs / "splits", **{name: "default"})
     assert result.returncode == 1
     assert result.stderr == (
-        f"train: machine.arithmetic: portable needs {name}={PORTABLE[name]}, but the environment sets it to default: "
-        "unset it, or set machine.arithmetic to native\n"
+        f"train: machine.arithmetic: portable needs {name}={PORTABLE_ENV[name]}, but the environment sets it to "
+        "default: unset it, or set machine.arithmetic to native\n"
     )
     assert not (tmp_path / "w").exists()
 
@@ -86,19 +86,21 @@ def test_a_contradicting_variable_is_one_line(name: str, made: Path, tmp_path: P
 @needs_portable
 def test_variables_that_the_user_has_set_stay() -> None:
     environment = {"MKL_CBWR": "compatible", "GOMP_SPINCOUNT": "7"}
-    configure_environment(["python", "-m", "stages.train", "--params", str(ROOT / "params.yaml")], environment)
-    assert environment == {**PORTABLE, "MKL_CBWR": "compatible", "GOMP_SPINCOUNT": "7"}
+    set_arithmetic_env(["python", "-m", "stages.train", "--params", str(ROOT / "params.yaml")], environment)
+    assert environment == {**PORTABLE_ENV, "MKL_CBWR": "compatible", "GOMP_SPINCOUNT": "7"}
 
 
 @needs_portable
-def test_a_program_without_the_variables_is_told_which_to_set(made: Path, tmp_path: Path, params: Params) -> None:
+def test_a_program_without_the_variables_is_told_which_to_set(
+    stage_outputs: Path, tmp_path: Path, params: Params
+) -> None:
     program = f"""
 from pathlib import Path
 from stages.core.device import prepare_device
 from stages.core.params import Machine, read_section
 prepare_device(read_section(Path({str(params(SHORT))!r}), "machine", Machine))
 """
-    clean = {name: value for name, value in os.environ.items() if name not in PORTABLE}
+    clean = {name: value for name, value in os.environ.items() if name not in PORTABLE_ENV}
     result = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, env=clean, capture_output=True, text=True, check=False
     )
@@ -106,7 +108,11 @@ prepare_device(read_section(Path({str(params(SHORT))!r}), "machine", Machine))
 
 
 def test_where_it_is_impossible_the_stage_says_so_records_it_and_goes_on(
-    made: Path, tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    stage_outputs: Path,
+    tmp_path: Path,
+    params: Params,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from stages.train import train as stage
 
@@ -117,7 +123,7 @@ def test_where_it_is_impossible_the_stage_says_so_records_it_and_goes_on(
     names = {"weights": "w", "history": "h", "trace": "t", "report": "r", "environment": "e.json", "checkpoints": "c"}
     paths = {name: tmp_path / file for name, file in names.items()}
     try:
-        stage(params=params(SHORT), splits=made / "splits", **paths)
+        stage(params=params(SHORT), splits=stage_outputs / "splits", **paths)
     finally:
         arithmetic.cpu_fields.cache_clear()
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "portable" in line]
@@ -130,13 +136,13 @@ def test_where_it_is_impossible_the_stage_says_so_records_it_and_goes_on(
 def test_on_a_gpu_or_mps_it_is_impossible() -> None:
     import torch
 
-    from stages.core.device import environment_record, portable_obstacle
+    from stages.core.device import environment_record, why_not_portable
     from stages.core.params import Machine
 
     machine = Machine(arithmetic="portable", device="auto", threads=1)
-    assert portable_obstacle(machine, torch.device("cpu")) == arithmetic.cpu_obstacle()
-    obstacle = arithmetic.cpu_obstacle() or "the device is mps"
-    assert portable_obstacle(machine, torch.device("mps")) == obstacle
+    assert why_not_portable(machine, torch.device("cpu")) == arithmetic.why_cpu_not_portable()
+    obstacle = arithmetic.why_cpu_not_portable() or "the device is mps"
+    assert why_not_portable(machine, torch.device("mps")) == obstacle
     record = environment_record(machine, torch.device("mps"))
     assert (record["arithmetic"], record["device"], record["not_portable"]) == ("native", "mps", obstacle)
     assert record["cpu"] == arithmetic.describe_cpu()
@@ -157,7 +163,7 @@ def test_a_cpu_of_arm_is_described_by_its_parts(tmp_path: Path, monkeypatch: pyt
 
 def test_native_arithmetic_sets_only_how_threads_wait(params: Params) -> None:
     environment: dict[str, str] = {}
-    configure_environment(
+    set_arithmetic_env(
         ["python", "-m", "stages.train", f"--params={params({'machine.arithmetic': 'native'})}"], environment
     )
     assert environment == arithmetic.OPENMP_SPIN
@@ -178,7 +184,7 @@ def test_portable_is_for_linux_on_x86_64_with_avx2(
     monkeypatch.setattr(platform, "system", lambda: system)
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(arithmetic, "cpu_fields", lambda: {"flags": flags})
-    assert cpu_obstacle() == obstacle
+    assert why_cpu_not_portable() == obstacle
 
 
 def test_only_the_command_of_a_stage_is_configured() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from toys import until
+from toys import wait_until
 
 Params = Callable[..., Path]
 
@@ -29,7 +29,7 @@ def train_during(copy_of_stages: Path, splits: Path, change: Callable[[], object
     with subprocess.Popen(
         command, cwd=copy_of_stages, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
-        until(lambda: (copy_of_stages / "out" / "history").exists() or process.poll() is not None, 60)
+        wait_until(lambda: (copy_of_stages / "out" / "history").exists() or process.poll() is not None, 60)
         change()
         _, errors = process.communicate(timeout=120)
     return process.returncode, errors.strip().splitlines()[-1] if errors.strip() else ""
@@ -41,28 +41,28 @@ def replace(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
-def test_a_param_of_the_stage_that_changed_fails_it(copy_of_stages: Path, made: Path) -> None:
+def test_a_param_of_the_stage_that_changed_fails_it(copy_of_stages: Path, stage_outputs: Path) -> None:
     def change() -> None:
         replace(copy_of_stages / "params.yaml", '"learning_rate": 0.005', '"learning_rate": 0.001')
 
-    assert train_during(copy_of_stages, made / "splits", change) == (
+    assert train_during(copy_of_stages, stage_outputs / "splits", change) == (
         1,
         "train: train.learning_rate changed while it ran: its outputs belong to the former version; run it again",
     )
 
 
-def test_a_source_file_of_the_stage_that_changed_fails_it(copy_of_stages: Path, made: Path) -> None:
+def test_a_source_file_of_the_stage_that_changed_fails_it(copy_of_stages: Path, stage_outputs: Path) -> None:
     def change() -> None:
         replace(copy_of_stages / "stages" / "training" / "history.py", "FLUSH_INTERVAL = 50", "FLUSH_INTERVAL = 51")
 
-    status, line = train_during(copy_of_stages, made / "splits", change)
+    status, line = train_during(copy_of_stages, stage_outputs / "splits", change)
     assert status == 1
     assert line.startswith("train: stages/training/history.py changed while it ran")
 
 
-def test_what_the_stage_does_not_depend_on_may_change(copy_of_stages: Path, made: Path) -> None:
+def test_what_the_stage_does_not_depend_on_may_change(copy_of_stages: Path, stage_outputs: Path) -> None:
     def change() -> None:
         replace(copy_of_stages / "params.yaml", '"min_accuracy": 0.97', '"min_accuracy": 0.98')
         replace(copy_of_stages / "stages" / "evaluate.py", "[:12]", "[:13]")
 
-    assert train_during(copy_of_stages, made / "splits", change)[0] == 0
+    assert train_during(copy_of_stages, stage_outputs / "splits", change)[0] == 0

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from repositories import dvc, ran
+from repositories import executed_stages, run_dvc
 
 from flows.dvc.dag import Dag, read_dag
 from flows.errors import FlowError
@@ -42,7 +42,7 @@ def dvc_repository(folder: Path, stages: dict[str, Any]) -> Path:
     for path in ("both", "sub/inner"):
         (folder / path).mkdir(parents=True)
     (folder / "made-up").touch()
-    dvc(folder, "init", "--quiet", "--no-scm")
+    run_dvc(folder, "init", "--quiet", "--no-scm")
     return folder
 
 
@@ -52,7 +52,7 @@ def read_edges(dag: Dag) -> set[tuple[str, str]]:
 
 def dvc_edges(folder: Path) -> set[tuple[str, str]]:
     """The edges that `dvc dag` shows."""
-    lines = dvc(folder, "dag", "--dot").stdout.splitlines()
+    lines = run_dvc(folder, "dag", "--dot").stdout.splitlines()
     pairs = [line.strip(" ;").replace('"', "").split(" -> ") for line in lines if "->" in line]
     return {(before, after) for before, after in pairs}
 
@@ -70,7 +70,7 @@ def test_edges_and_order_are_those_of_dvc(tmp_path: Path, stages: dict[str, Any]
     dag = read_dag(folder)
     assert read_edges(dag) == dvc_edges(folder)
     assert {"folder", "around", "plotted"} == {before for before, after in read_edges(dag) if after != "last"}
-    assert list(dag.stages) == ran(dvc(folder, "repro"))
+    assert list(dag.stages) == executed_stages(run_dvc(folder, "repro"))
 
 
 def test_a_dep_whose_name_starts_with_that_of_an_out_makes_no_edge(tmp_path: Path) -> None:

@@ -13,22 +13,25 @@ from typing import Any
 
 import psutil
 import pytest
+from conftest import ROOT
 from prefect import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from repositories import commit, dvc, environment
+from repositories import command_environment, commit_all, run_dvc
+from ruamel.yaml import YAML
 from toys import (
+    create_toy_repository,
     free_port,
     is_locked,
-    new_toy,
     post_api,
     prefect_server,
     read_trace,
     task_runs,
-    until,
+    wait_until,
     wait_until_no_processes,
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.ci]
+DEPLOYMENTS = [entry["name"] for entry in YAML(typ="safe", pure=True).load(ROOT / "prefect.yaml")["deployments"]]
 CHAIN: dict[str, list[str]] = {"quick": [], "long": ["quick"]}
 NIGHTLY = '{cron: "0 3 * * *", timezone: UTC}'
 FINAL_STATES = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
@@ -53,46 +56,51 @@ def pool(server: str) -> str:
 @pytest.fixture
 def chain(tmp_path: Path) -> Path:
     """Two stages in a row."""
-    return new_toy(tmp_path / "a toy", CHAIN)
+    return create_toy_repository(tmp_path / "a toy", CHAIN)
 
 
 @pytest.fixture(scope="module")
 def deployed_toy(pool: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A toy whose nightly and on-demand are deployed."""
-    toy = new_toy(tmp_path_factory.mktemp("place") / "a toy", CHAIN)
-    prefect(toy, pool, "deploy", "-n", "nightly", "-n", "on-demand")
-    return toy
+    toy_repository = create_toy_repository(tmp_path_factory.mktemp("place") / "a toy", CHAIN)
+    prefect(toy_repository, pool, "deploy", "-n", "nightly", "-n", "on-demand")
+    return toy_repository
 
 
 @pytest.fixture(scope="module")
 def expected_lock(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The dvc.lock of a twin in which nothing went wrong, by DVC alone."""
-    twin = new_toy(tmp_path_factory.mktemp("twin") / "toy", CHAIN)
-    dvc(twin, "repro", "-q")
+    twin = create_toy_repository(tmp_path_factory.mktemp("twin") / "toy", CHAIN)
+    run_dvc(twin, "repro", "-q")
     return (twin / "dvc.lock").read_text()
 
 
-def prefect_environment(api: str) -> dict[str, str]:
-    return {**environment(), "PREFECT_API_URL": api, "no_proxy": "127.0.0.1", "PREFECT_WORKER_QUERY_SECONDS": "1"}
+def prefect_environment(prefect_api_url: str) -> dict[str, str]:
+    return {
+        **command_environment(),
+        "PREFECT_API_URL": prefect_api_url,
+        "no_proxy": "127.0.0.1",
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+    }
 
 
-def prefect(folder: Path, api: str, *arguments: str) -> str:
+def prefect(folder: Path, prefect_api_url: str, *arguments: str) -> str:
     command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
     result = subprocess.run(
-        command, cwd=folder, env=prefect_environment(api), capture_output=True, text=True, check=False
+        command, cwd=folder, env=prefect_environment(prefect_api_url), capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
 
 @contextmanager
-def run_module(toy: Path, api: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+def run_module(toy_repository: Path, prefect_api_url: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run `python -m ARGUMENTS` in the background, with its output in a file next to the toy."""
-    with (toy.parent / "output").open("ab") as output_file:
+    with (toy_repository.parent / "output").open("ab") as output_file:
         process = subprocess.Popen(
             [sys.executable, "-m", *arguments],
-            cwd=toy,
-            env=prefect_environment(api),
+            cwd=toy_repository,
+            env=prefect_environment(prefect_api_url),
             stdout=output_file,
             stderr=output_file,
             process_group=0,
@@ -106,63 +114,75 @@ def run_module(toy: Path, api: str, *arguments: str) -> Iterator[subprocess.Pope
             if entry.is_running():
                 entry.kill()
         process.wait()
-        wait_until_no_processes(toy, 20)
+        wait_until_no_processes(toy_repository, 20)
 
 
-def run_worker(toy: Path, api: str) -> Any:
-    return run_module(toy, api, "prefect", "worker", "start", "--pool", "lockstep", "--name", toy.parent.name)
+def run_worker(toy_repository: Path, prefect_api_url: str) -> Any:
+    return run_module(
+        toy_repository,
+        prefect_api_url,
+        "prefect",
+        "worker",
+        "start",
+        "--pool",
+        "lockstep",
+        "--name",
+        toy_repository.parent.name,
+    )
 
 
-def read_output(toy: Path) -> str:
-    return (toy.parent / "output").read_text()
+def read_output(toy_repository: Path) -> str:
+    return (toy_repository.parent / "output").read_text()
 
 
-def deployments(api: str) -> dict[str, dict[str, Any]]:
-    return {entry["name"]: entry for entry in post_api(api, "deployments/filter")}
+def deployments(prefect_api_url: str) -> dict[str, dict[str, Any]]:
+    return {entry["name"]: entry for entry in post_api(prefect_api_url, "deployments/filter")}
 
 
-def runs_of(api: str, deployment: str) -> list[dict[str, Any]]:
+def runs_of(prefect_api_url: str, deployment: str) -> list[dict[str, Any]]:
     """Its runs that have started, in order."""
-    body = {"id": {"any_": [deployments(api)[deployment]["id"]]}}
-    runs = post_api(api, "flow_runs/filter", deployments=body, sort="EXPECTED_START_TIME_ASC", limit=200)
+    body = {"id": {"any_": [deployments(prefect_api_url)[deployment]["id"]]}}
+    runs = post_api(prefect_api_url, "flow_runs/filter", deployments=body, sort="EXPECTED_START_TIME_ASC", limit=200)
     return [entry for entry in runs if entry["state_type"] not in ("SCHEDULED", "PENDING")]
 
 
-def replace_in_file(toy: Path, file: str, old: str, new: str) -> None:
-    text = (toy / file).read_text()
+def replace_in_file(toy_repository: Path, file: str, old: str, new: str) -> None:
+    text = (toy_repository / file).read_text()
     assert old in text
-    (toy / file).write_text(text.replace(old, new))
+    (toy_repository / file).write_text(text.replace(old, new))
 
 
-def wait_finished(api: str, deployment: str, seconds: float = 90) -> dict[str, Any]:
+def wait_finished(prefect_api_url: str, deployment: str, seconds: float = 90) -> dict[str, Any]:
     """The deployment's last run, when it has ended."""
-    until(lambda: (runs := runs_of(api, deployment)) and runs[-1]["state_type"] in FINAL_STATES, seconds)
-    return runs_of(api, deployment)[-1]
+    wait_until(
+        lambda: (runs := runs_of(prefect_api_url, deployment)) and runs[-1]["state_type"] in FINAL_STATES, seconds
+    )
+    return runs_of(prefect_api_url, deployment)[-1]
 
 
-def set_duration(toy: Path, seconds: float) -> None:
-    params = json.loads((toy / "params.yaml").read_text())
+def set_duration(toy_repository: Path, seconds: float) -> None:
+    params = json.loads((toy_repository / "params.yaml").read_text())
     params["long"]["seconds"] = seconds
-    (toy / "params.yaml").write_text(json.dumps(params, indent=1))
+    (toy_repository / "params.yaml").write_text(json.dumps(params, indent=1))
 
 
-def run_deployment(toy: Path, api: str, deployment: str, *arguments: str) -> None:
-    prefect(toy, api, "deployment", "run", f"lockstep/{deployment}", *arguments)
+def run_deployment(toy_repository: Path, prefect_api_url: str, deployment: str, *arguments: str) -> None:
+    prefect(toy_repository, prefect_api_url, "deployment", "run", f"lockstep/{deployment}", *arguments)
 
 
-def wait_until_long_runs(toy: Path) -> None:
-    before = len(read_trace(toy))
+def wait_until_long_runs(toy_repository: Path) -> None:
+    before = len(read_trace(toy_repository))
     try:
-        until(lambda: len(read_trace(toy)) > before and read_trace(toy)[-1] == "long", 180)
+        wait_until(lambda: len(read_trace(toy_repository)) > before and read_trace(toy_repository)[-1] == "long", 180)
     except AssertionError as error:
-        raise AssertionError(f"{error}: {read_trace(toy)}\n{read_output(toy)[-4000:]}") from None
+        raise AssertionError(f"{error}: {read_trace(toy_repository)}\n{read_output(toy_repository)[-4000:]}") from None
 
 
-def assert_cleaned_up(toy: Path, start_time: float, engines: list[psutil.Process]) -> None:
-    wait_until_no_processes(toy, CLEANUP_TIMEOUT - (time.monotonic() - start_time))
-    assert not is_locked(toy / ".dvc" / "tmp" / "lock")
-    assert "long" in dvc(toy, "status", "--json").stdout
-    until(lambda: not any(entry.is_running() for entry in engines), CLEANUP_TIMEOUT)
+def assert_cleaned_up(toy_repository: Path, start_time: float, engines: list[psutil.Process]) -> None:
+    wait_until_no_processes(toy_repository, CLEANUP_TIMEOUT - (time.monotonic() - start_time))
+    assert not is_locked(toy_repository / ".dvc" / "tmp" / "lock")
+    assert "long" in run_dvc(toy_repository, "status", "--json").stdout
+    wait_until(lambda: not any(entry.is_running() for entry in engines), CLEANUP_TIMEOUT)
 
 
 def max_parallel(runs: list[dict[str, Any]]) -> int:
@@ -177,7 +197,7 @@ def children(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 def test_all_deployments_are_made_with_their_schedules_and_limits_and_one_automation(chain: Path, pool: str) -> None:
     prefect(chain, pool, "deploy", "--all")
     deployment_data = deployments(pool)
-    assert sorted(deployment_data) == ["nightly", "on-demand", "sweep", "weekly-audit"]
+    assert {*deployment_data} == {*DEPLOYMENTS} >= {"nightly", "on-demand", "sweep", "weekly-audit"}
     schedules = {name: [item["schedule"] for item in entry["schedules"]] for name, entry in deployment_data.items()}
     assert [(entry["cron"], entry["timezone"]) for entry in schedules["nightly"]] == [("0 3 * * *", "UTC")]
     assert [(entry["cron"], entry["timezone"]) for entry in schedules["weekly-audit"]] == [("0 4 * * 0", "UTC")]
@@ -191,7 +211,7 @@ def test_all_deployments_are_made_with_their_schedules_and_limits_and_one_automa
     assert [entry["name"] for entry in automation] == ["lockstep: end runs that show no sign of life"]
     prefect(chain, pool, "deploy", "-n", "nightly")
     assert [entry["id"] for entry in post_api(pool, "automations/filter")] == [automation[0]["id"]]
-    assert len(deployments(pool)) == 4
+    assert {*deployments(pool)} == {*DEPLOYMENTS}
 
 
 def test_a_schedule_runs_stale_stages_and_cancels_overlapping_runs(chain: Path, pool: str) -> None:
@@ -200,7 +220,7 @@ def test_a_schedule_runs_stale_stages_and_cancels_overlapping_runs(chain: Path, 
     prefect(chain, pool, "deploy", "-n", "nightly")
     try:
         with run_worker(chain, pool):
-            until(lambda: any(entry["state_name"] == "UpToDate" for entry in runs_of(pool, "nightly")), 120)
+            wait_until(lambda: any(entry["state_name"] == "UpToDate" for entry in runs_of(pool, "nightly")), 120)
             runs = runs_of(pool, "nightly")
     finally:
         replace_in_file(chain, "prefect.yaml", EVERY_15_SECONDS, NIGHTLY)
@@ -245,7 +265,7 @@ def test_a_cancelled_run_leaves_no_process_and_the_next_run_succeeds(
         assert task_runs(pool, flow_run["id"])["long"][0] == "CRASHED"
         set_duration(deployed_toy, 0.0)
         run_deployment(deployed_toy, pool, "on-demand", "-p", 'where="tree"')
-        until(lambda: runs_of(pool, "on-demand")[-1]["id"] != flow_run["id"], 60)
+        wait_until(lambda: runs_of(pool, "on-demand")[-1]["id"] != flow_run["id"], 60)
         assert wait_finished(pool, "on-demand")["state_type"] == "COMPLETED"
     assert (deployed_toy / "dvc.lock").read_text() == expected_lock
 
@@ -275,14 +295,14 @@ def test_serve_deployments_serves_all_and_leaves_no_process_after_a_signal(
     chain: Path, server: str, number: signal.Signals
 ) -> None:
     with run_module(chain, server, "flows.serve_deployments") as process:
-        until(lambda: "Serving nightly, weekly-audit, on-demand, sweep on http" in read_output(chain), 60)
+        wait_until(lambda: f"Serving {', '.join(DEPLOYMENTS)} on http" in read_output(chain), 60)
         deployment_data = deployments(server)
-        assert sorted(deployment_data) == ["nightly", "on-demand", "sweep", "weekly-audit"]
+        assert {*deployment_data} == {*DEPLOYMENTS}
         assert deployment_data["nightly"]["global_concurrency_limit"]["limit"] == 1
         assert deployment_data["nightly"]["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
         assert [entry["schedule"]["cron"] for entry in deployment_data["nightly"]["schedules"]] == ["0 3 * * *"]
         run_deployment(chain, server, "on-demand", "-p", 'where="tree"')
-        until(lambda: "Finished in state Completed" in read_output(chain), 60)
+        wait_until(lambda: "Finished in state Completed" in read_output(chain), 60)
         set_duration(chain, 60)
         run_deployment(chain, server, "on-demand", "-p", 'where="tree"')
         wait_until_long_runs(chain)
@@ -295,9 +315,9 @@ def test_serve_deployments_serves_all_and_leaves_no_process_after_a_signal(
 
 def test_of_five_runs_at_once_two_run_and_the_others_wait(chain: Path, server: str) -> None:
     set_duration(chain, 5)
-    commit(chain)
+    commit_all(chain)
     with run_module(chain, server, "flows.serve_deployments"):
-        until(lambda: "Serving" in read_output(chain), 60)
+        wait_until(lambda: "Serving" in read_output(chain), 60)
         deployment_data, before = deployments(server)["on-demand"], len(runs_of(server, "on-demand"))
         assert deployment_data["global_concurrency_limit"]["limit"] == 2
         assert deployment_data["concurrency_options"]["collision_strategy"] == "ENQUEUE"
@@ -307,7 +327,7 @@ def test_of_five_runs_at_once_two_run_and_the_others_wait(chain: Path, server: s
                 client.create_flow_run_from_deployment(
                     deployment_data["id"], parameters={"where": "clone", "params": params}
                 )
-        runs = until(
+        runs = wait_until(
             lambda: (
                 len(runs := runs_of(server, "on-demand")[before:]) == 5
                 and all(entry["state_type"] in FINAL_STATES for entry in runs)

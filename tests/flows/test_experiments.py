@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from repositories import commit, dvc, run
-from toys import flow, last_run, post_api
+from repositories import commit_all, run_command, run_dvc
+from toys import last_run, post_api, run_flow_module
 
 
 def test_unknown_names_and_no_names_are_one_line_that_lists_the_known(project: Path) -> None:
@@ -14,7 +14,7 @@ def test_unknown_names_and_no_names_are_one_line_that_lists_the_known(project: P
         (["reference_z"], "unknown experiments: reference_z"),
         ([], "name experiments, or --all, or a grid"),
     ):
-        result = run(project, sys.executable, "-m", "flows.experiments", *arguments, status=1)
+        result = run_command(project, sys.executable, "-m", "flows.experiments", *arguments, status=1)
         assert result.stderr.startswith(f"experiments: {expected}; experiments.yaml has ")
         assert "quick, standard, native, strong, record, reference_a, reference_b" in result.stderr
         assert len(result.stderr.splitlines()) == 1
@@ -24,39 +24,52 @@ def test_unknown_names_and_no_names_are_one_line_that_lists_the_known(project: P
 @pytest.mark.ci
 def test_all_sets_run_as_experiments_and_a_failed_one_is_named(project: Path) -> None:
     (project / "experiments.yaml").write_text("other_seed:\n  train.seed: 4\nhopeless:\n  evaluate.min_accuracy: 1.0\n")
-    commit(project)
-    result = run(project, sys.executable, "-m", "flows.experiments", "--all", status=1)
+    commit_all(project)
+    result = run_command(project, sys.executable, "-m", "flows.experiments", "--all", status=1)
     assert "failed: hopeless" in result.stdout.splitlines()
     assert "other-seed" in result.stdout
-    assert "\nother-seed," in dvc(project, "exp", "show", "--csv").stdout
-    assert run(project, "git", "status", "--porcelain").stdout == ""
+    assert "\nother-seed," in run_dvc(project, "exp", "show", "--csv").stdout
+    assert run_command(project, "git", "status", "--porcelain").stdout == ""
 
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_each_point_of_a_grid_is_an_experiment_and_two_run_in_parallel(toy: Path, api: str) -> None:
-    dvc(toy, "repro")
-    commit(toy)
+def test_each_point_of_a_grid_is_an_experiment_and_two_run_in_parallel(
+    toy_repository: Path, prefect_api_url: str
+) -> None:
+    run_dvc(toy_repository, "repro")
+    commit_all(toy_repository)
     arguments = ["-S", "left.text=[a,b]", "-S", "right.seconds=[2.0]", "--limit", "2"]
-    result = flow(toy, *arguments, api=api, module="flows.experiments")
+    result = run_flow_module(toy_repository, *arguments, prefect_api_url=prefect_api_url, module="flows.experiments")
     names = {"text-a-seconds-2.0", "text-b-seconds-2.0"}
-    assert names <= set(dvc(toy, "exp", "list", "--name-only").stdout.split())
+    assert names <= set(run_dvc(toy_repository, "exp", "list", "--name-only").stdout.split())
     assert all(name in result.stdout.rpartition("| Experiment")[2] for name in names), "the table at the end"
-    assert run(toy, "git", "status", "--porcelain").stdout == ""
+    assert run_command(toy_repository, "git", "status", "--porcelain").stdout == ""
 
-    one, two = post_api(api, "task_runs/filter", flow_runs={"id": {"any_": [last_run(api)["id"]]}})
+    one, two = post_api(
+        prefect_api_url, "task_runs/filter", flow_runs={"id": {"any_": [last_run(prefect_api_url)["id"]]}}
+    )
     assert {one["name"], two["name"]} == names
     assert max(one["start_time"], two["start_time"]) < min(one["end_time"], two["end_time"])
-    (table,) = post_api(api, "artifacts/latest/filter", artifacts={"key": {"any_": ["lockstep-sweep"]}})
+    (table,) = post_api(prefect_api_url, "artifacts/latest/filter", artifacts={"key": {"any_": ["lockstep-sweep"]}})
     assert [row["Experiment"] for row in json.loads(table["data"])] == ["HEAD", *sorted(names)]
 
-    dvc(toy, "exp", "apply", "text-b-seconds-2.0")
-    assert (toy / "join.txt").read_text() == "joinbmakerightmake"
+    run_dvc(toy_repository, "exp", "apply", "text-b-seconds-2.0")
+    assert (toy_repository / "join.txt").read_text() == "joinbmakerightmake"
 
 
-def test_an_invalid_value_in_a_grid_fails_before_the_first_experiment(toy: Path, api: str) -> None:
-    head = run(toy, "git", "rev-parse", "HEAD").stdout
-    result = flow(toy, "-S", "left.seconds=[1.0,abc]", api=api, status=1, module="flows.experiments")
+def test_an_invalid_value_in_a_grid_fails_before_the_first_experiment(
+    toy_repository: Path, prefect_api_url: str
+) -> None:
+    head = run_command(toy_repository, "git", "rev-parse", "HEAD").stdout
+    result = run_flow_module(
+        toy_repository,
+        "-S",
+        "left.seconds=[1.0,abc]",
+        prefect_api_url=prefect_api_url,
+        status=1,
+        module="flows.experiments",
+    )
     assert "params.yaml: left.seconds: input should be a valid number, not 'abc'" in result.stdout
-    assert dvc(toy, "exp", "list", "--name-only").stdout.strip() == ""
-    assert run(toy, "git", "rev-parse", "HEAD").stdout == head
+    assert run_dvc(toy_repository, "exp", "list", "--name-only").stdout.strip() == ""
+    assert run_command(toy_repository, "git", "rev-parse", "HEAD").stdout == head

@@ -9,8 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from repositories import DIGITS, STAGES, Done, commit, dvc, new_project, ran, run
-from toys import STAGE, flow, last_run, new_toy, post_api, read_trace, stage_processes, task_runs, until
+from repositories import (
+    DIGITS_PARAMS,
+    STAGES,
+    CompletedCommand,
+    commit_all,
+    create_project,
+    executed_stages,
+    run_command,
+    run_dvc,
+)
+from toys import (
+    STAGE,
+    create_toy_repository,
+    last_run,
+    post_api,
+    read_trace,
+    run_flow_module,
+    stage_processes,
+    task_runs,
+    wait_until,
+)
 
 from flows.dvc.params_file import get_param, set_param
 
@@ -24,7 +43,7 @@ class Run:
     """A finished run: its output, and what the server has of it."""
 
     project: Path
-    result: Done
+    result: CompletedCommand
     flow_run: dict[str, Any]
     states: dict[str, tuple[str, str, str]]  # type, name and message, by task
 
@@ -32,16 +51,19 @@ class Run:
         return {name: state for name, (_, state, _) in self.states.items()}
 
 
-def run_flow(project: Path, *arguments: str, api: str, status: int = 0) -> Run:
-    result = flow(project, *arguments, api=api, status=status)
-    flow_run = last_run(api)
-    return Run(project, result, flow_run, task_runs(api, flow_run["id"]))
+def run_flow(project: Path, *arguments: str, prefect_api_url: str, status: int = 0) -> Run:
+    result = run_flow_module(project, *arguments, prefect_api_url=prefect_api_url, status=status)
+    flow_run = last_run(prefect_api_url)
+    return Run(project, result, flow_run, task_runs(prefect_api_url, flow_run["id"]))
 
 
-def read_log(api: str, **run_ids: str) -> list[str]:
+def read_log(prefect_api_url: str, **run_ids: str) -> list[str]:
     """The lines of a run's log on the server."""
     logs = post_api(
-        api, "logs/filter", logs={key: {"any_": [value]} for key, value in run_ids.items()}, sort="TIMESTAMP_ASC"
+        prefect_api_url,
+        "logs/filter",
+        logs={key: {"any_": [value]} for key, value in run_ids.items()},
+        sort="TIMESTAMP_ASC",
     )
     return [line["message"] for line in logs]
 
@@ -54,25 +76,26 @@ def read_times(project: Path) -> dict[str, list[float]]:
     return times_by_stage
 
 
-def has_no_traceback(result: Done) -> bool:
+def has_no_traceback(result: CompletedCommand) -> bool:
     return "Traceback" not in result.stdout + result.stderr
 
 
 @pytest.fixture(scope="module")
 def template_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A toy that never ran, whose left and right take a while. Copy it; do not change it."""
-    folder = new_toy(tmp_path_factory.mktemp("twin") / "a toy")
+    folder = create_toy_repository(tmp_path_factory.mktemp("twin") / "a toy")
     for name in ("left", "right"):
         set_param(folder / "params.yaml", f"{name}.seconds", 3.0)
-    commit(folder)
+    commit_all(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def first_run(template_toy: Path, tmp_path_factory: pytest.TempPathFactory, api: str) -> Run:
+def first_run(template_toy: Path, tmp_path_factory: pytest.TempPathFactory, prefect_api_url: str) -> Run:
     """Its first run. Copy the project; do not change it."""
     return run_flow(
-        Path(shutil.copytree(template_toy, tmp_path_factory.mktemp("first") / "a toy", symlinks=True)), api=api
+        Path(shutil.copytree(template_toy, tmp_path_factory.mktemp("first") / "a toy", symlinks=True)),
+        prefect_api_url=prefect_api_url,
     )
 
 
@@ -104,40 +127,42 @@ class TestTheFirstRun:
         self, first_run: Run, template_toy: Path, tmp_path: Path
     ) -> None:
         other = Path(shutil.copytree(template_toy, tmp_path / "other", symlinks=True))
-        dvc(other, "repro")
+        run_dvc(other, "repro")
         assert (first_run.project / "dvc.lock").read_bytes() == (other / "dvc.lock").read_bytes()
         assert (first_run.project / "join.txt").read_bytes() == (other / "join.txt").read_bytes()
-        assert ran(dvc(first_run.project, "repro", "--dry")) == []
-        assert dvc(first_run.project, "status", "--json").stdout.strip() == "{}"
+        assert executed_stages(run_dvc(first_run.project, "repro", "--dry")) == []
+        assert run_dvc(first_run.project, "status", "--json").stdout.strip() == "{}"
 
-    def test_a_stages_output_is_in_its_tasks_log_and_in_a_file(self, first_run: Run, api: str) -> None:
-        runs = post_api(api, "task_runs/filter", flow_runs={"id": {"any_": [first_run.flow_run["id"]]}})
+    def test_a_stages_output_is_in_its_tasks_log_and_in_a_file(self, first_run: Run, prefect_api_url: str) -> None:
+        runs = post_api(prefect_api_url, "task_runs/filter", flow_runs={"id": {"any_": [first_run.flow_run["id"]]}})
         ids = {one["name"]: one["id"] for one in runs}
         for name in NAMES:
-            lines = until(lambda name=name: read_log(api, task_run_id=ids[name]), 10)
+            lines = wait_until(lambda name=name: read_log(prefect_api_url, task_run_id=ids[name]), 10)
             assert f"{name} says {name}" in lines
             assert not [line for line in lines for other in NAMES if other != name and f"{other} says" in line]
             (file,) = first_run.project.glob(f"logs/*/{name}.log")
             assert f"{name} says {name}\n" in file.read_text()
-        assert any("never ran" in line for line in read_log(api, flow_run_id=first_run.flow_run["id"]))
+        assert any("never ran" in line for line in read_log(prefect_api_url, flow_run_id=first_run.flow_run["id"]))
 
-    def test_the_report_names_stages_states_and_reasons(self, first_run: Run, api: str) -> None:
-        reports = post_api(api, "artifacts/filter", artifacts={"flow_run_id": {"any_": [first_run.flow_run["id"]]}})
+    def test_the_report_names_stages_states_and_reasons(self, first_run: Run, prefect_api_url: str) -> None:
+        reports = post_api(
+            prefect_api_url, "artifacts/filter", artifacts={"flow_run_id": {"any_": [first_run.flow_run["id"]]}}
+        )
         (report,) = [one for one in reports if one["key"] == "lockstep-report"]
         cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in report["data"].splitlines()]
         assert [[row[0], row[1], row[3]] for row in cells if row[0] in NAMES] == [
             [name, "Ran", "never ran"] for name in NAMES
         ]
         assert next(first_run.project.glob("logs/*")).relative_to(first_run.project).as_posix() in report["data"]
-        latest = post_api(api, "artifacts/latest/filter", artifacts={"key": {"any_": ["lockstep-report"]}})
+        latest = post_api(prefect_api_url, "artifacts/latest/filter", artifacts={"key": {"any_": ["lockstep-report"]}})
         assert len(latest) == 1
 
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_with_nothing_to_do_every_task_and_the_run_are_up_to_date(finished_toy: Path, api: str) -> None:
+def test_with_nothing_to_do_every_task_and_the_run_are_up_to_date(finished_toy: Path, prefect_api_url: str) -> None:
     lock = (finished_toy / "dvc.lock").read_bytes()
-    run = run_flow(finished_toy, api=api)
+    run = run_flow(finished_toy, prefect_api_url=prefect_api_url)
     assert run.states == dict.fromkeys(NAMES, ("COMPLETED", "UpToDate", "Nothing that it depends on has changed"))
     assert (run.flow_run["state_name"], run.flow_run["name"]) == ("UpToDate", "up to date")
     assert read_trace(finished_toy) == []
@@ -146,8 +171,10 @@ def test_with_nothing_to_do_every_task_and_the_run_are_up_to_date(finished_toy: 
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_a_changed_param_is_written_and_its_former_value_restores_the_results(finished_toy: Path, api: str) -> None:
-    run = run_flow(finished_toy, "-S", "left.text=other", api=api)
+def test_a_changed_param_is_written_and_its_former_value_restores_the_results(
+    finished_toy: Path, prefect_api_url: str
+) -> None:
+    run = run_flow(finished_toy, "-S", "left.text=other", prefect_api_url=prefect_api_url)
     assert get_param(finished_toy / "params.yaml", "left.text") == "other"
     assert run.states["make"][1] == run.states["right"][1] == "UpToDate"
     assert run.states["left"] == ("COMPLETED", "Ran", "params left.text left -> other")
@@ -156,7 +183,7 @@ def test_a_changed_param_is_written_and_its_former_value_restores_the_results(fi
     assert read_trace(finished_toy) == ["left", "left", "join", "join"]
     (finished_toy / "trace").unlink()
 
-    run = run_flow(finished_toy, "-S", "left.text=left", api=api)
+    run = run_flow(finished_toy, "-S", "left.text=left", prefect_api_url=prefect_api_url)
     assert run.states["left"] == ("COMPLETED", "Restored", "From DVC's run cache: params left.text other -> left")
     assert run.named() == {"make": "UpToDate", "left": "Restored", "right": "UpToDate", "join": "Restored"}
     assert read_trace(finished_toy) == []
@@ -165,14 +192,14 @@ def test_a_changed_param_is_written_and_its_former_value_restores_the_results(fi
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_only_runs_the_named_stages_and_from_all_downstream_of_one(finished_toy: Path, api: str) -> None:
-    run = run_flow(finished_toy, "--only", "make", "left", "--force", api=api)
+def test_only_runs_the_named_stages_and_from_all_downstream_of_one(finished_toy: Path, prefect_api_url: str) -> None:
+    run = run_flow(finished_toy, "--only", "make", "left", "--force", prefect_api_url=prefect_api_url)
     assert run.states == dict.fromkeys(["make", "left"], ("COMPLETED", "Ran", "forced"))
     assert read_trace(finished_toy) == ["make", "make", "left", "left"]
     (finished_toy / "trace").unlink()
     set_param(finished_toy / "params.yaml", "left.text", "not asked")
     set_param(finished_toy / "params.yaml", "right.text", "asked")
-    run = run_flow(finished_toy, "--from", "right", api=api)
+    run = run_flow(finished_toy, "--from", "right", prefect_api_url=prefect_api_url)
     assert run.named() == {"right": "Ran", "join": "Ran"}
     assert read_trace(finished_toy) == ["right", "right", "join", "join"]
 
@@ -189,29 +216,31 @@ def test_only_runs_the_named_stages_and_from_all_downstream_of_one(finished_toy:
     ],
     ids=str,
 )
-def test_an_unknown_stage_or_param_is_one_line_without_a_server(toy: Path, arguments: list[str], expected: str) -> None:
-    params = (toy / "params.yaml").read_bytes()
-    result = flow(toy, *arguments, api=NOWHERE, status=1)
+def test_an_unknown_stage_or_param_is_one_line_without_a_server(
+    toy_repository: Path, arguments: list[str], expected: str
+) -> None:
+    params = (toy_repository / "params.yaml").read_bytes()
+    result = run_flow_module(toy_repository, *arguments, prefect_api_url=NOWHERE, status=1)
     assert expected in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert result.stdout == ""
-    assert read_trace(toy) == []
-    assert (toy / "params.yaml").read_bytes() == params
+    assert read_trace(toy_repository) == []
+    assert (toy_repository / "params.yaml").read_bytes() == params
 
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_a_wrong_type_is_named_before_the_first_stage_starts(toy: Path, api: str) -> None:
-    params = (toy / "params.yaml").read_bytes()
-    run = run_flow(toy, "-S", "left.seconds=abc", api=api, status=1)
+def test_a_wrong_type_is_named_before_the_first_stage_starts(toy_repository: Path, prefect_api_url: str) -> None:
+    params = (toy_repository / "params.yaml").read_bytes()
+    run = run_flow(toy_repository, "-S", "left.seconds=abc", prefect_api_url=prefect_api_url, status=1)
     expected = "params.yaml: left.seconds: input should be a valid number, not 'abc'"
     assert run.result.stdout.strip() == expected
     assert has_no_traceback(run.result)
     assert (run.flow_run["state_type"], run.flow_run["state"]["message"]) == ("FAILED", expected)
     assert run.states == {}
-    assert read_trace(toy) == []
-    assert (toy / "params.yaml").read_bytes() == params
-    assert not (toy / "dvc.lock").exists()
+    assert read_trace(toy_repository) == []
+    assert (toy_repository / "params.yaml").read_bytes() == params
+    assert not (toy_repository / "dvc.lock").exists()
 
 
 #   busy    wrong    late    fine
@@ -235,17 +264,17 @@ HINT = "If DVC removed this stage's previous outputs, `dvc checkout` and `git ch
 
 
 @pytest.fixture(scope="module")
-def failed_run(tmp_path_factory: pytest.TempPathFactory, api: str) -> Run:
+def failed_run(tmp_path_factory: pytest.TempPathFactory, prefect_api_url: str) -> Run:
     """A run in which stages end in every way."""
     retry = {"retries": 2, "retry_delay_seconds": [0.1], "retry_on": [69]}
     meta = {"busy": retry, "wrong": {**retry, "tags": ["tagged"]}, "late": {"timeout_seconds": 8}}
-    project = new_toy(tmp_path_factory.mktemp("endings") / "a toy", ENDINGS, meta)
+    project = create_toy_repository(tmp_path_factory.mktemp("endings") / "a toy", ENDINGS, meta)
     for param, value in {"busy.status": 69, "wrong.status": 3, "late.seconds": 60.0}.items():
         set_param(project / "params.yaml", param, value)
     source = project / "stages" / "wrong.py"
     error = 'print(f"{name} goes wrong", file=sys.stderr)'
     source.write_text(source.read_text().replace(error, f"{error}; print({HINT!r})"))
-    return run_flow(project, api=api, status=1)
+    return run_flow(project, prefect_api_url=prefect_api_url, status=1)
 
 
 class TestFailedRun:
@@ -266,8 +295,8 @@ class TestFailedRun:
         assert failed_run.states["lowest"] == ("CANCELLED", "Skipped", "below did not succeed")
         assert not {"never", "neither", "below", "lowest"} & set(read_trace(failed_run.project))
 
-    def test_a_skipped_stage_has_its_edges_in_the_graph(self, failed_run: Run, api: str) -> None:
-        runs = post_api(api, "task_runs/filter", flow_runs={"id": {"any_": [failed_run.flow_run["id"]]}})
+    def test_a_skipped_stage_has_its_edges_in_the_graph(self, failed_run: Run, prefect_api_url: str) -> None:
+        runs = post_api(prefect_api_url, "task_runs/filter", flow_runs={"id": {"any_": [failed_run.flow_run["id"]]}})
         names = {one["id"]: one["name"] for one in runs}
         for name in ("never", "below", "lowest"):
             (inputs,) = [one["task_inputs"]["wait_for"] for one in runs if one["name"] == name]
@@ -286,8 +315,10 @@ class TestFailedRun:
             "lowest": "below did not succeed",
         }
 
-    def test_the_report_has_the_last_lines_of_a_failed_stage(self, failed_run: Run, api: str) -> None:
-        reports = post_api(api, "artifacts/filter", artifacts={"flow_run_id": {"any_": [failed_run.flow_run["id"]]}})
+    def test_the_report_has_the_last_lines_of_a_failed_stage(self, failed_run: Run, prefect_api_url: str) -> None:
+        reports = post_api(
+            prefect_api_url, "artifacts/filter", artifacts={"flow_run_id": {"any_": [failed_run.flow_run["id"]]}}
+        )
         assert "wrong says wrong<br>wrong goes wrong<br>" in reports[0]["data"]
 
     def test_independent_stages_still_run(self, failed_run: Run) -> None:
@@ -320,14 +351,14 @@ class TestFailedRun:
         assert read_trace(failed_run.project).count("late") == 1
         assert stage_processes(failed_run.project) == []
 
-    def test_a_stages_tags_are_its_tasks(self, failed_run: Run, api: str) -> None:
-        runs = post_api(api, "task_runs/filter", flow_runs={"id": {"any_": [failed_run.flow_run["id"]]}})
+    def test_a_stages_tags_are_its_tasks(self, failed_run: Run, prefect_api_url: str) -> None:
+        runs = post_api(prefect_api_url, "task_runs/filter", flow_runs={"id": {"any_": [failed_run.flow_run["id"]]}})
         assert {one["name"]: one["tags"] for one in runs if one["tags"]} == {"wrong": ["tagged"]}
 
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_a_stage_added_to_dvc_yaml_runs_as_a_task(finished_toy: Path, api: str) -> None:
+def test_a_stage_added_to_dvc_yaml_runs_as_a_task(finished_toy: Path, prefect_api_url: str) -> None:
     graph = json.loads((finished_toy / "dvc.yaml").read_text())
     graph["stages"]["fifth"] = {
         "cmd": "python -m stages.fifth fifth fifth.txt join.txt",
@@ -341,15 +372,15 @@ def test_a_stage_added_to_dvc_yaml_runs_as_a_task(finished_toy: Path, api: str) 
     (finished_toy / "params.yaml").write_text(
         json.dumps({**content, "fifth": {"text": "5", "seconds": 0.0, "status": 0}})
     )
-    more = run_flow(finished_toy, api=api)
+    more = run_flow(finished_toy, prefect_api_url=prefect_api_url)
     assert more.named() == {**dict.fromkeys(NAMES, "UpToDate"), "fifth": "Ran"}
     assert read_trace(finished_toy) == ["fifth", "fifth"]
-    assert run(finished_toy, "git", "status", "--porcelain", "flows").stdout == ""
+    assert run_command(finished_toy, "git", "status", "--porcelain", "flows").stdout == ""
 
 
-def test_the_form_has_a_choice_of_stages_and_a_field_for_each_param(toy: Path) -> None:
+def test_the_form_has_a_choice_of_stages_and_a_field_for_each_param(toy_repository: Path) -> None:
     program = "import flows.pipeline; print(flows.pipeline.pipeline.parameters.model_dump_json())"
-    schema = json.loads(run(toy, sys.executable, "-c", program).stdout.splitlines()[-1])
+    schema = json.loads(run_command(toy_repository, sys.executable, "-c", program).stdout.splitlines()[-1])
     fields, definitions = schema["properties"], schema["definitions"]
     assert list(fields) == ["only", "from_stage", "force", "params", "where", "commit_to"]
     assert all(fields[name]["description"] for name in fields)
@@ -375,21 +406,23 @@ def results(project: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_the_real_stages_give_the_same_files_as_with_dvc_repro(finished: Path, tmp_path: Path, api: str) -> None:
-    project = new_project(tmp_path / "project", DIGITS)
-    result = run_flow(project, api=api)
+def test_the_real_stages_give_the_same_files_as_with_dvc_repro(
+    finished_project: Path, tmp_path: Path, prefect_api_url: str
+) -> None:
+    project = create_project(tmp_path / "project", DIGITS_PARAMS)
+    result = run_flow(project, prefect_api_url=prefect_api_url)
     assert result.states == dict.fromkeys(STAGES, ("COMPLETED", "Ran", "never ran"))
-    assert results(project) == results(finished)
+    assert results(project) == results(finished_project)
     for name in ("dvc.lock", "params.yaml"):
-        assert (project / name).read_bytes() == (finished / name).read_bytes()
-    assert ran(dvc(project, "repro", "--dry")) == []
+        assert (project / name).read_bytes() == (finished_project / name).read_bytes()
+    assert executed_stages(run_dvc(project, "repro", "--dry")) == []
     assert "accuracy" in result.result.stdout
 
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_a_gate_that_fails_is_reported_with_the_stages_own_line(project: Path, api: str) -> None:
-    result = run_flow(project, "-S", "evaluate.min_accuracy=1.0", api=api, status=1)
+def test_a_gate_that_fails_is_reported_with_the_stages_own_line(project: Path, prefect_api_url: str) -> None:
+    result = run_flow(project, "-S", "evaluate.min_accuracy=1.0", prefect_api_url=prefect_api_url, status=1)
     rows = dict(re.findall(r"(?m)^(\w+) +Failed after [\d.]+ s: (.*)$", result.result.stdout))
     assert list(rows) == ["evaluate"]
     assert re.match(r"evaluate: accuracy 0\.\d+ is below evaluate\.min_accuracy 1\.0", rows["evaluate"])

@@ -4,13 +4,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from repositories import Done, run
+from repositories import CompletedCommand, run_command
 
 from flows.dvc.params_file import get_param, set_param
 
 
-def make_run(project: Path, *arguments: str) -> Done:
-    return run(project, sys.executable, "-m", "flows.make_run", *arguments, status=None)
+def make_run(project: Path, *arguments: str) -> CompletedCommand:
+    return run_command(project, sys.executable, "-m", "flows.make_run", *arguments, status=None)
 
 
 def test_without_a_mirror_it_uses_the_embedded_digits_and_says_that_first_and_last(project: Path) -> None:

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import psutil
 import pytest
-from repositories import commit, dvc, environment
-from toys import new_toy, read_trace
+from repositories import command_environment, commit_all, run_dvc
+from toys import create_toy_repository, read_trace
 
 
 @pytest.fixture(scope="module")
 def template_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A toy after its first `dvc repro`. Copy it; do not change it."""
-    folder = new_toy(tmp_path_factory.mktemp("ran") / "toy")
-    dvc(folder, "repro")
-    commit(folder)
+    folder = create_toy_repository(tmp_path_factory.mktemp("ran") / "toy")
+    run_dvc(folder, "repro")
+    commit_all(folder)
     return folder
 
 
@@ -29,7 +29,7 @@ def finished_toy(template_toy: Path, tmp_path: Path) -> Path:
 
 def plan_process(project: Path, *arguments: str) -> subprocess.Popen[str]:
     """`python -m flows.pipeline --plan ARGUMENTS` in the project, with no server set."""
-    env = {name: value for name, value in environment().items() if not name.startswith("PREFECT_")}
+    env = {name: value for name, value in command_environment().items() if not name.startswith("PREFECT_")}
     env["PREFECT_HOME"] = str(project.parent / "prefect")
     command = [sys.executable, "-m", "flows.pipeline", "--plan", *arguments]
     return subprocess.Popen(command, cwd=project, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -54,9 +54,9 @@ def snapshot(project: Path) -> dict[str, bytes]:
     }
 
 
-def test_before_the_first_run_every_stage_never_ran_and_no_server_is_started(toy: Path) -> None:
+def test_before_the_first_run_every_stage_never_ran_and_no_server_is_started(toy_repository: Path) -> None:
     servers = []
-    with plan_process(toy) as process:
+    with plan_process(toy_repository) as process:
         parent = psutil.Process(process.pid)
         while process.poll() is None:
             try:
@@ -70,9 +70,9 @@ def test_before_the_first_run_every_stage_never_ran_and_no_server_is_started(toy
         [name, "never ran"] for name in ("make", "left", "right", "join")
     ]
     assert servers == []
-    assert not list((toy.parent / "prefect").rglob("*.db*"))
-    assert read_trace(toy) == []
-    assert not (toy / "dvc.lock").exists()
+    assert not list((toy_repository.parent / "prefect").rglob("*.db*"))
+    assert read_trace(toy_repository) == []
+    assert not (toy_repository / "dvc.lock").exists()
 
 
 def test_after_a_run_every_stage_is_up_to_date_unless_forced(finished_toy: Path) -> None:

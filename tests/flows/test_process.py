@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import ROOT
-from toys import until
+from toys import wait_until
 
 from flows import supervisor
 from flows.process import CommandResult, stream_command
@@ -184,10 +184,10 @@ def test_no_process_is_left_when_the_program_that_runs_a_command_is_killed(
         f"asyncio.run(flows.process.stream_command({stubborn!r}, pathlib.Path({str(tmp_path)!r})))"
     )
     with subprocess.Popen(python_command(program), cwd=ROOT, stderr=subprocess.DEVNULL) as parent:
-        until((tmp_path / "ready").exists, 30)
+        wait_until((tmp_path / "ready").exists, 30)
         assert len(processes_in(tmp_path)) == 3  # the supervisor, the command, its child
         parent.send_signal(number)
-    until(lambda: not processes_in(tmp_path), CLEANUP_TIMEOUT)
+    wait_until(lambda: not processes_in(tmp_path), CLEANUP_TIMEOUT)
     assert processes_in(tmp_path) == []
 
 
@@ -219,7 +219,7 @@ def test_a_program_that_exits_while_a_command_starts_does_not_hang(tmp_path: Pat
         python_command(program), cwd=ROOT, capture_output=True, timeout=CLEANUP_TIMEOUT, check=False
     )
     assert result.returncode == 3
-    until(lambda: not processes_in(tmp_path), CLEANUP_TIMEOUT)
+    wait_until(lambda: not processes_in(tmp_path), CLEANUP_TIMEOUT)
 
 
 WRITER = """
@@ -235,7 +235,7 @@ time.sleep(300)
 def test_the_supervisor_waits_until_dvc_lock_is_written(tmp_path: Path) -> None:
     (tmp_path / "writer.py").write_text(WRITER)
     with start_supervisor(f"{sys.executable} writer.py", tmp_path) as process:
-        until((tmp_path / "dvc.lock").exists, 30)
+        wait_until((tmp_path / "dvc.lock").exists, 30)
         start = time.monotonic()
         process.communicate()
     assert (tmp_path / "dvc.lock").read_text().split() == [str(number) for number in range(20)]
@@ -248,7 +248,7 @@ def test_the_supervisor_waits_until_dvc_lock_is_written(tmp_path: Path) -> None:
 def test_the_supervisor_waits_for_dvc_lock_only_until_a_timeout(tmp_path: Path) -> None:
     (tmp_path / "writer.py").write_text(WRITER.replace("sleep(0.1)", "sleep(100)"))
     with start_supervisor(f"{sys.executable} writer.py", tmp_path) as process:
-        until((tmp_path / "dvc.lock").exists, 30)
+        wait_until((tmp_path / "dvc.lock").exists, 30)
         start = time.monotonic()
         process.communicate()
     assert processes_in(tmp_path) == []

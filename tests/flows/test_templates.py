@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from repositories import commit, dvc, ran
+from repositories import commit_all, executed_stages, run_dvc
 from ruamel.yaml import YAML
-from toys import flow, last_run, new_toy, read_trace, task_runs
+from toys import create_toy_repository, last_run, read_trace, run_flow_module, task_runs
 
 from flows.dvc import dag as dag_module
 from flows.dvc.dag import read_dag
@@ -62,7 +62,7 @@ TEMPLATES: dict[str, dict[str, Any]] = {
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     (tmp_path / "params.yaml").write_text(json.dumps(PARAMS))
-    dvc(tmp_path, "init", "--quiet", "--no-scm")
+    run_dvc(tmp_path, "init", "--quiet", "--no-scm")
     return tmp_path
 
 
@@ -74,10 +74,10 @@ def write_dvc_yaml(folder: Path, stages: dict[str, Any]) -> None:
 def test_stages_edges_and_order_are_those_of_dvc(project: Path, stages: dict[str, Any]) -> None:
     write_dvc_yaml(project, stages)
     dag = read_dag(project)
-    lines = dvc(project, "dag", "--dot").stdout.replace('"', "").splitlines()
+    lines = run_dvc(project, "dag", "--dot").stdout.replace('"', "").splitlines()
     edges = {f"{upstream} -> {name}" for name, stage in dag.stages.items() for upstream in stage.upstream}
     assert edges == {line.strip(" ;") for line in lines if "->" in line}
-    assert list(dag.stages) == ran(dvc(project, "repro"))
+    assert list(dag.stages) == executed_stages(run_dvc(project, "repro"))
     entries = YAML(typ="safe").load(project / "dvc.lock")["stages"]
     for name, stage in dag.stages.items():
         command = entries[name]["cmd"]
@@ -120,55 +120,57 @@ def test_a_plain_dvc_yaml_is_read_without_dvc(project: Path, monkeypatch: pytest
 @pytest.fixture
 def templated_toy(tmp_path: Path) -> Path:
     """A toy whose stage `left` runs for two regions, and whose out of `make` is named in params.yaml."""
-    toy = new_toy(tmp_path / "a toy")
-    content = json.loads((toy / "dvc.yaml").read_text())
+    toy_repository = create_toy_repository(tmp_path / "a toy")
+    content = json.loads((toy_repository / "dvc.yaml").read_text())
     stages = json.loads(json.dumps(content["stages"]).replace("make.txt", "${make.text}.txt"))
     left = json.loads(json.dumps(stages["left"]).replace("left.txt", "left-${item}.txt"))
     left["meta"] = {"prefect": {"tags": ["${item}"], "timeout_seconds": 60}}
     stages["left"] = {"foreach": ["us", "eu"], "do": left}
     stages["join"] = json.loads(json.dumps(stages["join"]).replace("left.txt", "left-us.txt"))
-    (toy / "dvc.yaml").write_text(json.dumps({"stages": stages}))
-    commit(toy)
-    return toy
+    (toy_repository / "dvc.yaml").write_text(json.dumps({"stages": stages}))
+    commit_all(toy_repository)
+    return toy_repository
 
 
-def states(api: str) -> dict[str, str]:
-    return {name: state for name, (_, state, _) in task_runs(api, last_run(api)["id"]).items()}
+def states(prefect_api_url: str) -> dict[str, str]:
+    return {name: state for name, (_, state, _) in task_runs(prefect_api_url, last_run(prefect_api_url)["id"]).items()}
 
 
 @pytest.mark.slow
 @pytest.mark.ci
 def test_the_flow_runs_generated_stages_and_writes_the_dvc_lock_of_repro(
-    templated_toy: Path, api: str, tmp_path: Path
+    templated_toy: Path, prefect_api_url: str, tmp_path: Path
 ) -> None:
     names = ["make", "left@us", "left@eu", "right", "join"]
     twin = Path(shutil.copytree(templated_toy, tmp_path / "twin", symlinks=True))
-    assert ran(dvc(twin, "repro")) == names
-    output = flow(templated_toy, api=api).stdout
-    assert states(api) == dict.fromkeys(names, "Ran")
+    assert executed_stages(run_dvc(twin, "repro")) == names
+    output = run_flow_module(templated_toy, prefect_api_url=prefect_api_url).stdout
+    assert states(prefect_api_url) == dict.fromkeys(names, "Ran")
     assert "left@us         | left says left" in output
     assert (templated_toy / "dvc.lock").read_bytes() == (twin / "dvc.lock").read_bytes()
     assert (templated_toy / "join.txt").read_bytes() == (twin / "join.txt").read_bytes()
 
-    flow(templated_toy, api=api)
-    assert states(api) == dict.fromkeys(names, "UpToDate")
-    flow(templated_toy, "--only", "left@eu", "--force", api=api)
-    assert states(api) == {"left@eu": "Ran"}
-    flow(templated_toy, "--from", "left", "--force", api=api)
-    assert states(api) == {"left@us": "Ran", "left@eu": "Ran", "join": "Ran"}
-    assert dvc(templated_toy, "status", "--json").stdout.strip() == "{}"
+    run_flow_module(templated_toy, prefect_api_url=prefect_api_url)
+    assert states(prefect_api_url) == dict.fromkeys(names, "UpToDate")
+    run_flow_module(templated_toy, "--only", "left@eu", "--force", prefect_api_url=prefect_api_url)
+    assert states(prefect_api_url) == {"left@eu": "Ran"}
+    run_flow_module(templated_toy, "--from", "left", "--force", prefect_api_url=prefect_api_url)
+    assert states(prefect_api_url) == {"left@us": "Ran", "left@eu": "Ran", "join": "Ran"}
+    assert run_dvc(templated_toy, "status", "--json").stdout.strip() == "{}"
 
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_a_param_that_only_a_template_reads_reruns_its_stages(templated_toy: Path, api: str, tmp_path: Path) -> None:
+def test_a_param_that_only_a_template_reads_reruns_its_stages(
+    templated_toy: Path, prefect_api_url: str, tmp_path: Path
+) -> None:
     content = json.loads((templated_toy / "dvc.yaml").read_text())
     content["stages"]["right"]["cmd"] += " && echo ${join.text}"
     (templated_toy / "dvc.yaml").write_text(json.dumps(content))
-    dvc(templated_toy, "repro")
-    commit(templated_toy)
+    run_dvc(templated_toy, "repro")
+    commit_all(templated_toy)
     twin = Path(shutil.copytree(templated_toy, tmp_path / "twin", symlinks=True))
-    plan = flow(templated_toy, "--plan", "-S", "join.text=new", api=NOWHERE).stdout.splitlines()
+    plan = run_flow_module(templated_toy, "--plan", "-S", "join.text=new", prefect_api_url=NOWHERE).stdout.splitlines()
     assert [line.split(maxsplit=1) for line in plan] == [
         ["make", "up to date"],
         ["left@us", "up to date"],
@@ -177,10 +179,10 @@ def test_a_param_that_only_a_template_reads_reruns_its_stages(templated_toy: Pat
         ["join", "params join.text join -> new"],
     ]
     (templated_toy / "trace").unlink()
-    flow(templated_toy, "-S", "make.text=other", "-S", "join.text=new", api=api)
+    run_flow_module(templated_toy, "-S", "make.text=other", "-S", "join.text=new", prefect_api_url=prefect_api_url)
     assert read_trace(templated_toy)[0] == "make"
     for param, value in (("make.text", "other"), ("join.text", "new")):
         set_param(twin / "params.yaml", param, value)
-    dvc(twin, "repro")
+    run_dvc(twin, "repro")
     assert (templated_toy / "dvc.lock").read_bytes() == (twin / "dvc.lock").read_bytes()
-    assert dvc(templated_toy, "status", "--json").stdout.strip() == "{}"
+    assert run_dvc(templated_toy, "status", "--json").stdout.strip() == "{}"

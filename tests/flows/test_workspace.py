@@ -6,19 +6,19 @@ import os
 from pathlib import Path
 
 import pytest
-from repositories import commit, dvc, run
-from toys import flow, last_run, new_toy, read_trace, task_runs
+from repositories import commit_all, run_command, run_dvc
+from toys import create_toy_repository, last_run, read_trace, run_flow_module, task_runs
 
 from flows.dvc.params_file import get_param, set_param
 
 
 @pytest.fixture
-def finished_toy(toy: Path) -> Path:
+def finished_toy(toy_repository: Path) -> Path:
     """The toy after its first `dvc repro`, committed."""
-    dvc(toy, "repro")
-    commit(toy)
-    (toy / "trace").unlink()
-    return toy
+    run_dvc(toy_repository, "repro")
+    commit_all(toy_repository)
+    (toy_repository / "trace").unlink()
+    return toy_repository
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
@@ -27,46 +27,73 @@ def read_files(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_a_run_in_a_clone_changes_no_file_of_the_project_and_commits_to_a_branch(finished_toy: Path, api: str) -> None:
+def test_a_run_in_a_clone_changes_no_file_of_the_project_and_commits_to_a_branch(
+    finished_toy: Path, prefect_api_url: str
+) -> None:
     set_param(finished_toy / "params.yaml", "left.text", "an uncommitted change")
     former = read_files(finished_toy)
 
-    result = flow(finished_toy, "--where", "clone", api=api)
+    result = run_flow_module(finished_toy, "--where", "clone", prefect_api_url=prefect_api_url)
     assert "Works in a clean clone of " in result.stdout
-    assert last_run(api)["state"]["name"] == "UpToDate", "it sees HEAD, not the edit"
+    assert last_run(prefect_api_url)["state"]["name"] == "UpToDate", "it sees HEAD, not the edit"
 
-    flow(finished_toy, "--where", "clone", "--commit-to", "results", "-S", "left.text=new", api=api)
-    assert task_runs(api, last_run(api)["id"])["left"][1:] == ("Ran", "params left.text left -> new")
+    run_flow_module(
+        finished_toy,
+        "--where",
+        "clone",
+        "--commit-to",
+        "results",
+        "-S",
+        "left.text=new",
+        prefect_api_url=prefect_api_url,
+    )
+    assert task_runs(prefect_api_url, last_run(prefect_api_url)["id"])["left"][1:] == (
+        "Ran",
+        "params left.text left -> new",
+    )
     assert read_files(finished_toy) == former
     assert read_trace(finished_toy) == [], "stages ran elsewhere"
     assert [path.name for path in (finished_toy / ".dvc" / "tmp" / "clones").iterdir()] == ["lock"]
 
-    flow(finished_toy, "--where", "clone", "--commit-to", "results", "-S", "left.text=newer", api=api)
-    subjects = run(finished_toy, "git", "log", "--format=%s", "results").stdout.splitlines()
+    run_flow_module(
+        finished_toy,
+        "--where",
+        "clone",
+        "--commit-to",
+        "results",
+        "-S",
+        "left.text=newer",
+        prefect_api_url=prefect_api_url,
+    )
+    subjects = run_command(finished_toy, "git", "log", "--format=%s", "results").stdout.splitlines()
     assert subjects[0] == "ran left, join (params left.text left -> newer)"
     assert subjects[1] == "ran left, join (params left.text left -> new)"
-    assert run(finished_toy, "git", "merge-base", "--is-ancestor", "main", "results").returncode == 0
+    assert run_command(finished_toy, "git", "merge-base", "--is-ancestor", "main", "results").returncode == 0
 
-    run(finished_toy, "git", "checkout", "-q", ".")
-    run(finished_toy, "git", "checkout", "-q", "results")
-    dvc(finished_toy, "checkout")
+    run_command(finished_toy, "git", "checkout", "-q", ".")
+    run_command(finished_toy, "git", "checkout", "-q", "results")
+    run_dvc(finished_toy, "checkout")
     assert (finished_toy / "join.txt").read_text() == "joinnewermakerightmake", "its data is in the shared cache"
-    assert dvc(finished_toy, "status", "--json").stdout.strip() == "{}"
+    assert run_dvc(finished_toy, "status", "--json").stdout.strip() == "{}"
 
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_with_a_remote_a_clone_pulls_first_and_pushes_afterwards(finished_toy: Path, api: str, tmp_path: Path) -> None:
-    dvc(finished_toy, "remote", "add", "--default", "storage", "../the storage")  # a relative path
-    commit(finished_toy)
-    dvc(finished_toy, "push")
+def test_with_a_remote_a_clone_pulls_first_and_pushes_afterwards(
+    finished_toy: Path, prefect_api_url: str, tmp_path: Path
+) -> None:
+    run_dvc(finished_toy, "remote", "add", "--default", "storage", "../the storage")  # a relative path
+    commit_all(finished_toy)
+    run_dvc(finished_toy, "push")
     stored = {path.name for path in (tmp_path / "the storage").rglob("*") if path.is_file()}
     other_clone = tmp_path / "elsewhere"
-    run(tmp_path, "git", "clone", "-q", str(finished_toy), str(other_clone))
+    run_command(tmp_path, "git", "clone", "-q", str(finished_toy), str(other_clone))
 
-    result = flow(other_clone, "--where", "clone", "-S", "right.text=r", api=api)
+    result = run_flow_module(other_clone, "--where", "clone", "-S", "right.text=r", prefect_api_url=prefect_api_url)
     assert "make            | Starts" not in result.stdout, "what was pulled is up to date"
-    assert {name: state for name, (_, state, _) in task_runs(api, last_run(api)["id"]).items()} == {
+    assert {
+        name: state for name, (_, state, _) in task_runs(prefect_api_url, last_run(prefect_api_url)["id"]).items()
+    } == {
         "make": "UpToDate",
         "left": "UpToDate",
         "right": "Ran",
@@ -75,12 +102,16 @@ def test_with_a_remote_a_clone_pulls_first_and_pushes_afterwards(finished_toy: P
     assert {path.name for path in (tmp_path / "the storage").rglob("*") if path.is_file()} > stored
 
 
-def test_a_branch_that_cannot_be_committed_to_is_one_line_before_any_stage(finished_toy: Path, api: str) -> None:
+def test_a_branch_that_cannot_be_committed_to_is_one_line_before_any_stage(
+    finished_toy: Path, prefect_api_url: str
+) -> None:
     for arguments, expected in (
         (["--where", "clone", "--commit-to", "main"], "commit_to: main is checked out in the project's folder"),
         (["--commit-to", "results"], "commit_to needs where=clone"),
     ):
-        result = flow(finished_toy, *arguments, "-S", "make.text=x", api=api, status=1)
+        result = run_flow_module(
+            finished_toy, *arguments, "-S", "make.text=x", prefect_api_url=prefect_api_url, status=1
+        )
         assert result.stdout.strip().startswith(expected)
         assert len(result.stdout.strip().splitlines()) == 1
     assert read_trace(finished_toy) == []
@@ -89,34 +120,36 @@ def test_a_branch_that_cannot_be_committed_to_is_one_line_before_any_stage(finis
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_an_abandoned_clone_is_removed(finished_toy: Path, api: str) -> None:
+def test_an_abandoned_clone_is_removed(finished_toy: Path, prefect_api_url: str) -> None:
     abandoned = finished_toy / ".dvc" / "tmp" / "clones" / "1"
     (abandoned / "half").mkdir(parents=True)
-    flow(finished_toy, "--where", "clone", api=api)
+    run_flow_module(finished_toy, "--where", "clone", prefect_api_url=prefect_api_url)
     assert not abandoned.exists()
 
 
 @pytest.mark.slow
 @pytest.mark.ci
 @pytest.mark.parametrize("where", ["clone", "tree"])
-def test_all_abandoned_clones_are_removed_but_not_one_that_is_in_use(finished_toy: Path, api: str, where: str) -> None:
+def test_all_abandoned_clones_are_removed_but_not_one_that_is_in_use(
+    finished_toy: Path, prefect_api_url: str, where: str
+) -> None:
     clones = finished_toy / ".dvc" / "tmp" / "clones"
     for number in range(1, 13):
         (clones / str(number) / "half").mkdir(parents=True)
     lock = os.open(clones / "2", os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    flow(finished_toy, "--where", where, api=api)
+    run_flow_module(finished_toy, "--where", where, prefect_api_url=prefect_api_url)
     assert [path.name for path in clones.iterdir() if path.is_dir()] == ["2"]
     assert (clones / "2" / "half").is_dir()
     os.close(lock)
-    flow(finished_toy, "--where", where, api=api)
+    run_flow_module(finished_toy, "--where", where, prefect_api_url=prefect_api_url)
     assert not [path for path in clones.iterdir() if path.is_dir()]
 
 
 def test_two_toys_are_equal(tmp_path: Path) -> None:
     """Other tests compare two toys, so equal toys must give equal files."""
-    one, two = (new_toy(tmp_path / name) for name in ("one", "two"))
-    for toy in (one, two):
-        dvc(toy, "repro")
+    one, two = (create_toy_repository(tmp_path / name) for name in ("one", "two"))
+    for toy_repository in (one, two):
+        run_dvc(toy_repository, "repro")
     assert (one / "dvc.lock").read_bytes() == (two / "dvc.lock").read_bytes()
     assert json.loads((one / "dvc.yaml").read_text())["stages"].keys() == {"make", "left", "right", "join"}

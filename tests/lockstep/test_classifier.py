@@ -22,12 +22,14 @@ Tested = tuple[np.ndarray, np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def classifier(made: Path) -> Classifier:
-    return Classifier(made / "model.onnx")
+def classifier(stage_outputs: Path) -> Classifier:
+    return Classifier(stage_outputs / "model.onnx")
 
 
-def test_arrays_of_the_networks_size_are_its_input_without_preparation(classifier: Classifier, tested: Tested) -> None:
-    images, labels = tested
+def test_arrays_of_the_networks_size_are_its_input_without_preparation(
+    classifier: Classifier, test_set: Tested
+) -> None:
+    images, labels = test_set
     predictions = classifier.predict(images)
     assert [int(prediction.label) for prediction in predictions] == labels.tolist()
     assert classifier.predict(images[:, 0]) == predictions
@@ -36,8 +38,8 @@ def test_arrays_of_the_networks_size_are_its_input_without_preparation(classifie
     assert classifier.predict(images[3]) == classifier.predict(images[3:4]) == [predictions[3]]
 
 
-def test_a_prediction_has_label_probability_and_all_probabilities(classifier: Classifier, tested: Tested) -> None:
-    prediction = classifier.predict(tested[0][0, 0])
+def test_a_prediction_has_label_probability_and_all_probabilities(classifier: Classifier, test_set: Tested) -> None:
+    prediction = classifier.predict(test_set[0][0, 0])
     assert isinstance(prediction, Prediction)
     assert list(prediction.probabilities) == list("0123456789")
     assert (
@@ -49,9 +51,9 @@ def test_a_prediction_has_label_probability_and_all_probabilities(classifier: Cl
 
 
 def test_paths_bytes_pil_images_and_arrays_give_the_same_prediction(
-    classifier: Classifier, tested: Tested, tmp_path: Path
+    classifier: Classifier, test_set: Tested, tmp_path: Path
 ) -> None:
-    large = Image.fromarray(tested[0][5, 0]).resize((90, 90))
+    large = Image.fromarray(test_set[0][5, 0]).resize((90, 90))
     (tmp_path / "one.png").write_bytes(png_bytes(large))
     forms = [tmp_path / "one.png", str(tmp_path / "one.png"), png_bytes(large), large, np.asarray(large)]
     prediction = classifier.predict(forms[0])
@@ -60,16 +62,18 @@ def test_paths_bytes_pil_images_and_arrays_give_the_same_prediction(
     assert classifier.predict(np.stack([np.asarray(large)[..., None]] * 2)) == [prediction] * 2
 
 
-def test_the_batch_size_does_not_change_predictions(made: Path, tested: Tested) -> None:
-    predictions = Classifier(made / "model.onnx", batch_size=7, tuned_for="throughput").predict(tested[0])
-    for prediction, expected in zip(predictions, Classifier(made / "model.onnx").predict(tested[0]), strict=True):
+def test_the_batch_size_does_not_change_predictions(stage_outputs: Path, test_set: Tested) -> None:
+    predictions = Classifier(stage_outputs / "model.onnx", batch_size=7, tuned_for="throughput").predict(test_set[0])
+    for prediction, expected in zip(
+        predictions, Classifier(stage_outputs / "model.onnx").predict(test_set[0]), strict=True
+    ):
         assert prediction.label == expected.label
         assert prediction.probability == pytest.approx(expected.probability, abs=1e-5)
-    assert Classifier(made / "model.onnx").predict([]) == []
+    assert Classifier(stage_outputs / "model.onnx").predict([]) == []
 
 
-def test_threads_can_share_a_classifier(classifier: Classifier, tested: Tested) -> None:
-    images = tested[0][:, 0]
+def test_threads_can_share_a_classifier(classifier: Classifier, test_set: Tested) -> None:
+    images = test_set[0][:, 0]
     expected = [classifier.predict(image) for image in images]
     with ThreadPoolExecutor(8) as threads:
         assert list(threads.map(classifier.predict, list(images) * 3)) == expected * 3
@@ -107,18 +111,18 @@ def test_a_truncated_image_is_refused(classifier: Classifier) -> None:
         classifier.predict(png_bytes(noise)[:-2000])
 
 
-def test_an_image_with_too_many_pixels_is_refused_before_it_is_decoded(made: Path) -> None:
+def test_an_image_with_too_many_pixels_is_refused_before_it_is_decoded(stage_outputs: Path) -> None:
     bomb = png_bytes(Image.new("1", (10_000, 10_000)))
     assert len(bomb) < 100_000
     with pytest.raises(ImageError, match="the image has more than 50,000,000 pixels"):
-        Classifier(made / "model.onnx").predict(bomb)
+        Classifier(stage_outputs / "model.onnx").predict(bomb)
     with pytest.raises(ImageError, match="more than 100 pixels: 11 x 11"):
-        Classifier(made / "model.onnx", max_pixels=100).predict(png_bytes(np.eye(11, dtype=np.uint8)))
+        Classifier(stage_outputs / "model.onnx", max_pixels=100).predict(png_bytes(np.eye(11, dtype=np.uint8)))
 
 
-def test_an_invalid_model_is_an_error_of_one_line(made: Path, tmp_path: Path) -> None:
+def test_an_invalid_model_is_an_error_of_one_line(stage_outputs: Path, tmp_path: Path) -> None:
     (tmp_path / "no.onnx").write_bytes(b"not a model")
-    proto = onnx.load(made / "model.onnx")
+    proto = onnx.load(stage_outputs / "model.onnx")
     properties = {entry.key: entry.value for entry in proto.metadata_props}
     cases = {"missing": "there is no such file", "no": "does not load it", "bare": "its metadata lack 'classes'"}
     cases |= {"other": "are not those", "odd": "preparation 'odd'"}
@@ -140,24 +144,24 @@ def test_an_invalid_model_is_an_error_of_one_line(made: Path, tmp_path: Path) ->
 
 
 def test_a_proven_model_has_its_certificate_and_an_unproven_one_is_refused(
-    made: Path, copied: Path, tmp_path: Path
+    stage_outputs: Path, model_copy: Path, tmp_path: Path
 ) -> None:
-    classifier = Classifier(copied, proven=True)
+    classifier = Classifier(model_copy, proven=True)
     assert classifier.certificate
-    assert classifier.certificate.content == json.loads((made / "certificate.json").read_text())
+    assert classifier.certificate.content == json.loads((stage_outputs / "certificate.json").read_text())
     assert classifier.certificate.hashes.model_sha256 == classifier.sha256
     assert classifier.certificate.quality.accuracy >= classifier.certificate.quality.min_accuracy == 0.97
     assert classifier.replay
     assert (classifier.replay.images, classifier.replay.tolerance) == (10, 0.0001)
-    assert Classifier(copied).certificate is Classifier(copied).replay is None
+    assert Classifier(model_copy).certificate is Classifier(model_copy).replay is None
 
-    proof = Proof(made / "golden.json", made / "certificate.json")
+    proof = Proof(stage_outputs / "golden.json", stage_outputs / "certificate.json")
     for name in ("golden.json", "certificate.json"):
-        copied.with_name(name).unlink()
+        model_copy.with_name(name).unlink()
         with pytest.raises(LockstepError, match=f"{name}: there is no such file; .*`dvc repro`"):
-            Classifier(copied, proven=True)
-        shutil.copyfile(made / name, copied.with_name(name))
-    expected = Path(shutil.copyfile(copied, tmp_path / "alone.onnx"))
+            Classifier(model_copy, proven=True)
+        shutil.copyfile(stage_outputs / name, model_copy.with_name(name))
+    expected = Path(shutil.copyfile(model_copy, tmp_path / "alone.onnx"))
     assert Classifier(expected, proven=proof).certificate == classifier.certificate
     with pytest.raises(LockstepError, match="there is no such file"):
         Classifier(expected, proven=True)
@@ -175,17 +179,19 @@ BROKEN_GOLDEN = [
 
 
 @pytest.mark.parametrize(("data", "message"), BROKEN_GOLDEN, ids=["half", "no shape", "empty", "deep"])
-def test_an_invalid_golden_sample_is_refused_even_if_it_is_certified(copied: Path, data: bytes, message: str) -> None:
-    copied.with_name("golden.json").write_bytes(data)
-    certify(copied)
+def test_an_invalid_golden_sample_is_refused_even_if_it_is_certified(
+    model_copy: Path, data: bytes, message: str
+) -> None:
+    model_copy.with_name("golden.json").write_bytes(data)
+    certify(model_copy)
     with pytest.raises(LockstepError, match=f"the golden sample of .* {message}") as error:
-        Classifier(copied, proven=True)
+        Classifier(model_copy, proven=True)
     assert "\n" not in str(error.value)
 
 
-def test_waiting_threads_do_not_spin(made: Path, tested: Tested) -> None:
+def test_waiting_threads_do_not_spin(stage_outputs: Path, test_set: Tested) -> None:
     """Spinning threads would take a core from other work on the machine."""
-    classifier, images = Classifier(made / "model.onnx", threads=2), tested[0][:64]
+    classifier, images = Classifier(stage_outputs / "model.onnx", threads=2), test_set[0][:64]
     classifier.run(images)
     started = time.process_time()
     for _ in range(20):
@@ -194,13 +200,15 @@ def test_waiting_threads_do_not_spin(made: Path, tested: Tested) -> None:
     assert time.process_time() - started < 0.1
 
 
-def test_library_and_command_import_nothing_but_onnxruntime_numpy_and_pillow(made: Path, tmp_path: Path) -> None:
+def test_library_and_command_import_nothing_but_onnxruntime_numpy_and_pillow(
+    stage_outputs: Path, tmp_path: Path
+) -> None:
     (tmp_path / "x.png").write_bytes(png_bytes(np.eye(28) > 0))
     program = f"""
 import json, sys
 from lockstep.__main__ import main
-assert main(["verify", {str(made / "model.onnx")!r}]) == 0
-main(["predict", {str(tmp_path / "x.png")!r}, "--model", {str(made / "model.onnx")!r}])
+assert main(["verify", {str(stage_outputs / "model.onnx")!r}]) == 0
+main(["predict", {str(tmp_path / "x.png")!r}, "--model", {str(stage_outputs / "model.onnx")!r}])
 print(json.dumps(sorted({{name.split(".")[0] for name in sys.modules}})))
 """
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from PIL import Image
-from served import running
+from served import run_service
 
 pytestmark = pytest.mark.slow
 
@@ -75,13 +75,13 @@ def test_the_distributions_contain_the_package_only_and_complete_metadata(distri
 
 @pytest.mark.ci
 def test_library_and_command_work_in_an_empty_environment(
-    venv: Path, made: Path, tmp_path: Path, distributions: dict[str, Path]
+    venv: Path, stage_outputs: Path, tmp_path: Path, distributions: dict[str, Path]
 ) -> None:
     assert not installed_packages(venv) & {*PIPELINE_PACKAGES, "starlette", "uvicorn", "pytest"}
     image = Image.new("L", (80, 80), 255)
     image.paste(0, (30, 20, 38, 60))
     image.save(tmp_path / "one.png")
-    command, model = venv / "bin" / "lockstep", made / "model.onnx"
+    command, model = venv / "bin" / "lockstep", stage_outputs / "model.onnx"
     line = json.loads(run(command, "predict", "one.png", "--json", "--model", model, cwd=tmp_path))
     program = (
         "import lockstep; "
@@ -98,14 +98,14 @@ def test_library_and_command_work_in_an_empty_environment(
 
 
 def test_the_service_installs_as_an_extra(
-    venv: Path, made: Path, tmp_path: Path, distributions: dict[str, Path]
+    venv: Path, stage_outputs: Path, tmp_path: Path, distributions: dict[str, Path]
 ) -> None:
     python = venv / "bin" / "python"
     run(python, *PIP, f"{distributions['wheel']}[service]", cwd=tmp_path)
     assert not installed_packages(venv) & PIPELINE_PACKAGES
     program = f"""
 import http.client, subprocess, sys
-line = [sys.executable, "-m", "lockstep", "serve", "--port", "0", "--model", {str(made / "model.onnx")!r}]
+line = [sys.executable, "-m", "lockstep", "serve", "--port", "0", "--model", {str(stage_outputs / "model.onnx")!r}]
 with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
     port = int(process.stdout.readline().split(":")[2].split("/")[0])
     try:
@@ -119,17 +119,21 @@ with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
     run(python, "-c", program, cwd=tmp_path)
 
 
-def test_schemathesis_finds_no_difference_from_the_openapi_document(made: Path, tmp_path: Path) -> None:
+def test_schemathesis_finds_no_difference_from_the_openapi_document(stage_outputs: Path, tmp_path: Path) -> None:
     run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
     programs = tmp_path / "venv" / "bin"
     run(programs / "python", *PIP, "schemathesis", cwd=tmp_path)
     config = ("--config-file", Path(__file__).with_name("schemathesis.toml"))
-    with running(tmp_path, made / "model.onnx", "--max-images", "2") as service:  # generating 64 takes long
+    with run_service(
+        tmp_path, stage_outputs / "model.onnx", "--max-images", "2"
+    ) as service:  # generating 64 takes long
         url = f"{service.url}openapi.json"
         run(programs / "schemathesis", *config, "run", url, "--max-examples", "30", cwd=tmp_path)
 
 
 @pytest.mark.ci
-def test_the_service_survives_good_and_bad_requests_mixed(made: Path) -> None:
-    output = run(sys.executable, "-m", "benchmarks.soak", "--minutes", "0.5", "--model", made / "model.onnx", cwd=ROOT)
+def test_the_service_survives_good_and_bad_requests_mixed(stage_outputs: Path) -> None:
+    output = run(
+        sys.executable, "-m", "benchmarks.soak", "--minutes", "0.5", "--model", stage_outputs / "model.onnx", cwd=ROOT
+    )
     assert "of 200" in output

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from browser import Chromium, Page
 from PIL import Image, ImageDraw
-from served import Service, png_bytes, running
+from served import Service, png_bytes, run_service
 
 pytestmark = pytest.mark.slow
 
@@ -25,8 +25,8 @@ DIGITS = [("1", ONE), ("7", SEVEN), ("0", ZERO)]
 
 
 @pytest.fixture(scope="module")
-def digit_service(handwritten: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with running(tmp_path_factory.mktemp("reader"), handwritten) as service:
+def digit_service(handwriting_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with run_service(tmp_path_factory.mktemp("reader"), handwriting_model) as service:
         yield service
 
 

@@ -12,17 +12,27 @@ from PIL import Image
 
 
 @pytest.fixture
-def images(tested: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> Path:
+def images(test_set: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> Path:
     for index in range(3):
         subfolder = tmp_path / "images" / ("deep" if index == 2 else "")
         subfolder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(tested[0][index, 0]).resize((84, 84)).save(subfolder / f"{index}.png")
+        Image.fromarray(test_set[0][index, 0]).resize((84, 84)).save(subfolder / f"{index}.png")
     (tmp_path / "images" / "notes.txt").write_text("not an image")
     return tmp_path / "images"
 
 
-def run_predict(made: Path, *arguments: str | Path, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-m", "lockstep", "predict", *map(str, arguments), "--model", str(made / "model.onnx")]
+def run_predict(
+    stage_outputs: Path, *arguments: str | Path, stdin: bytes | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    command = [
+        sys.executable,
+        "-m",
+        "lockstep",
+        "predict",
+        *map(str, arguments),
+        "--model",
+        str(stage_outputs / "model.onnx"),
+    ]
     return subprocess.run(command, cwd=ROOT, input=stdin, capture_output=True, check=False)
 
 
@@ -30,8 +40,8 @@ def parse_rows(result: subprocess.CompletedProcess[bytes]) -> list[dict]:
     return [json.loads(line) for line in result.stdout.decode().splitlines()]
 
 
-def test_one_line_of_json_per_image(made: Path, images: Path) -> None:
-    result = run_predict(made, images / "0.png", images / "1.png", "--json")
+def test_one_line_of_json_per_image(stage_outputs: Path, images: Path) -> None:
+    result = run_predict(stage_outputs, images / "0.png", images / "1.png", "--json")
     assert (result.returncode, result.stderr) == (0, b"")
     first, second = parse_rows(result)
     assert list(first) == ["file", "label", "probability", "probabilities"]
@@ -39,29 +49,33 @@ def test_one_line_of_json_per_image(made: Path, images: Path) -> None:
     assert first["probability"] == first["probabilities"][first["label"]] == max(first["probabilities"].values())
 
 
-def test_folders_globs_and_the_standard_input(made: Path, images: Path) -> None:
+def test_folders_globs_and_the_standard_input(stage_outputs: Path, images: Path) -> None:
     paths = [str(images / name) for name in ("0.png", "1.png", "deep/2.png")]
-    assert [row["file"] for row in parse_rows(run_predict(made, images, "--json"))] == paths
-    assert [row["file"] for row in parse_rows(run_predict(made, f"{images}/*.png", "--json"))] == paths[:2]
-    assert [row["file"] for row in parse_rows(run_predict(made, f"{images}/**/*.png", "--json"))] == paths
-    (row,) = parse_rows(run_predict(made, "-", "--json", stdin=(images / "1.png").read_bytes()))
-    assert row == parse_rows(run_predict(made, images / "1.png", "--json"))[0] | {"file": "-"}
-    assert parse_rows(run_predict(made, "--json", stdin=(images / "1.png").read_bytes())) == [row]
+    assert [row["file"] for row in parse_rows(run_predict(stage_outputs, images, "--json"))] == paths
+    assert [row["file"] for row in parse_rows(run_predict(stage_outputs, f"{images}/*.png", "--json"))] == paths[:2]
+    assert [row["file"] for row in parse_rows(run_predict(stage_outputs, f"{images}/**/*.png", "--json"))] == paths
+    (row,) = parse_rows(run_predict(stage_outputs, "-", "--json", stdin=(images / "1.png").read_bytes()))
+    assert row == parse_rows(run_predict(stage_outputs, images / "1.png", "--json"))[0] | {"file": "-"}
+    assert parse_rows(run_predict(stage_outputs, "--json", stdin=(images / "1.png").read_bytes())) == [row]
 
 
-def test_top_sets_the_number_of_classes_in_the_table(made: Path, images: Path) -> None:
-    result = run_predict(made, images / "0.png", images / "deep" / "2.png", "--top", "3")
+def test_top_sets_the_number_of_classes_in_the_table(stage_outputs: Path, images: Path) -> None:
+    result = run_predict(stage_outputs, images / "0.png", images / "deep" / "2.png", "--top", "3")
     lines = result.stdout.decode().splitlines()
-    best = parse_rows(run_predict(made, images / "0.png", "--json"))[0]
+    best = parse_rows(run_predict(stage_outputs, images / "0.png", "--json"))[0]
     assert len(lines) == 2
     assert lines[0].split()[:3] == [str(images / "0.png"), best["label"], f"{best['probability']:.2%}"]
     assert lines[0].count("%") == lines[1].count("%") == 3
 
 
-def test_a_bad_file_is_one_line_and_the_others_are_classified(made: Path, images: Path, tmp_path: Path) -> None:
+def test_a_bad_file_is_one_line_and_the_others_are_classified(
+    stage_outputs: Path, images: Path, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
     bad_sources = [images / "notes.txt", tmp_path / "missing.png", tmp_path / "empty", f"{tmp_path}/*.none", "x" * 300]
-    result = run_predict(made, *bad_sources[:2], images / "0.png", *bad_sources[2:], images / "1.png", "--json")
+    result = run_predict(
+        stage_outputs, *bad_sources[:2], images / "0.png", *bad_sources[2:], images / "1.png", "--json"
+    )
     assert result.returncode == 1
     assert [row["file"] for row in parse_rows(result)] == [str(images / "0.png"), str(images / "1.png")]
     lines = result.stderr.decode().splitlines()
@@ -71,7 +85,7 @@ def test_a_bad_file_is_one_line_and_the_others_are_classified(made: Path, images
     assert "contains no image" in lines[2]
 
 
-def test_without_a_model_or_an_image_it_fails(made: Path, images: Path) -> None:
+def test_without_a_model_or_an_image_it_fails(stage_outputs: Path, images: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "lockstep", "predict", str(images / "0.png"), "--model", "no.onnx"],
         cwd=ROOT,
@@ -83,18 +97,18 @@ def test_without_a_model_or_an_image_it_fails(made: Path, images: Path) -> None:
     assert result.stderr.splitlines() == [
         "no.onnx: there is no such file; `dvc repro` or `dvc pull` makes data/model/model.onnx"
     ]
-    assert run_predict(made, "--top", "0", images / "0.png").returncode == 2
-    assert run_predict(made, stdin=b"").stderr == b"-: the file is empty\n"
+    assert run_predict(stage_outputs, "--top", "0", images / "0.png").returncode == 2
+    assert run_predict(stage_outputs, stdin=b"").stderr == b"-: the file is empty\n"
 
 
-def test_a_closed_pipe_is_not_an_error(made: Path, images: Path) -> None:
+def test_a_closed_pipe_is_not_an_error(stage_outputs: Path, images: Path) -> None:
     many = " ".join([str(images / "0.png")] * 300)
-    shell = f"{sys.executable} -m lockstep predict {many} --json --model {made / 'model.onnx'} | head -1"
+    shell = f"{sys.executable} -m lockstep predict {many} --json --model {stage_outputs / 'model.onnx'} | head -1"
     result = subprocess.run(shell, shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
     assert len(result.stdout.splitlines()) == 1
     assert result.stderr == ""
 
 
-def test_images_of_several_batches_keep_their_order(made: Path, images: Path) -> None:
+def test_images_of_several_batches_keep_their_order(stage_outputs: Path, images: Path) -> None:
     names = [images / f"{index % 2}.png" for index in range(150)]
-    assert [row["file"] for row in parse_rows(run_predict(made, *names, "--json"))] == list(map(str, names))
+    assert [row["file"] for row in parse_rows(run_predict(stage_outputs, *names, "--json"))] == list(map(str, names))

@@ -14,8 +14,8 @@ MAX_DIFFERENCE = 12  # of 255: mean difference of two images of a seven; other d
 
 
 @pytest.fixture(scope="module")
-def classifier(made: Path) -> Classifier:
-    return Classifier(made / "model.onnx")
+def classifier(stage_outputs: Path) -> Classifier:
+    return Classifier(stage_outputs / "model.onnx")
 
 
 def draw_seven(
@@ -100,10 +100,10 @@ def test_an_image_that_shows_nothing_is_refused(classifier: Classifier, level: i
             classifier.prepare(image)
 
 
-def test_images_of_other_data_sets_are_stretched(made: Path, tmp_path: Path) -> None:
+def test_images_of_other_data_sets_are_stretched(stage_outputs: Path, tmp_path: Path) -> None:
     import onnx
 
-    proto = onnx.load(made / "model.onnx")
+    proto = onnx.load(stage_outputs / "model.onnx")
     for entry in proto.metadata_props:
         if entry.key == "preparation":
             entry.value = "resize"
@@ -119,12 +119,12 @@ def test_images_of_other_data_sets_are_stretched(made: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_distorted_handwriting_is_recognised(handwritten: Path) -> None:
+def test_distorted_handwriting_is_recognised(handwriting_model: Path) -> None:
     """Digits that the network was not trained on, distorted."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    classifier = Classifier(handwritten)
+    classifier = Classifier(handwriting_model)
     images = np.stack([np.asarray(enlarge(image).resize((28, 28))) for image in digits.images[1600:]])
     labels = digits.target[1600:]
     accuracies = {kind: measure_accuracy(classifier, distort_digits(kind, images, labels)) for kind in DISTORTIONS}
@@ -133,5 +133,5 @@ def test_distorted_handwriting_is_recognised(handwritten: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_most_printed_digits_are_recognised(handwritten: Path) -> None:
-    assert measure_accuracy(Classifier(handwritten), render_fonts((60,))) > 0.6
+def test_most_printed_digits_are_recognised(handwriting_model: Path) -> None:
+    assert measure_accuracy(Classifier(handwriting_model), render_fonts((60,))) > 0.6

@@ -14,9 +14,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from repositories import dvc
-from served import Service, certify, running, sha256_of
-from toys import flow, until
+from repositories import run_dvc
+from served import Service, certify, run_service, sha256_of
+from toys import run_flow_module, wait_until
 
 from flows.dvc.params_file import set_param
 from lockstep import proof
@@ -53,10 +53,10 @@ def write_golden(model: Path) -> None:
 
 
 @pytest.fixture
-def other_model(copied: Path, tmp_path: Path) -> Path:
+def other_model(model_copy: Path, tmp_path: Path) -> Path:
     """Another proven model: a folder with its three files."""
-    folder = Path(shutil.copytree(copied.parent, tmp_path / "other"))
-    change_bias(copied, folder / "model.onnx", 0.5)
+    folder = Path(shutil.copytree(model_copy.parent, tmp_path / "other"))
+    change_bias(model_copy, folder / "model.onnx", 0.5)
     write_golden(folder / "model.onnx")
     certify(folder / "model.onnx")
     return folder
@@ -71,8 +71,8 @@ def replace(to: Path, source: Path, *names: str) -> None:
 
 
 @pytest.fixture
-def service(copied: Path, tmp_path: Path) -> Iterator[Service]:
-    with running(tmp_path, copied) as service:
+def service(model_copy: Path, tmp_path: Path) -> Iterator[Service]:
+    with run_service(tmp_path, model_copy) as service:
         yield service
 
 
@@ -83,14 +83,14 @@ class Client:
 
 
 @contextmanager
-def send_requests(service: Service, tested: Tested, threads: int = 4, pause: float = 0.0) -> Iterator[Client]:
+def send_requests(service: Service, test_set: Tested, threads: int = 4, pause: float = 0.0) -> Iterator[Client]:
     """Send requests from several threads during the block; none may fail."""
     client, stop = Client(), threading.Event()
 
     def send_until_stopped() -> None:
         while not stop.wait(pause):
             try:
-                response = service.predict_pixels(tested[0][0, 0])
+                response = service.predict_pixels(test_set[0][0, 0])
             except OSError:
                 client.statuses.add(0)
                 continue
@@ -133,14 +133,14 @@ def log_lines(service: Service) -> list[str]:
 
 
 def test_a_proven_model_is_loaded_and_no_request_fails(
-    copied: Path, other_model: Path, service: Service, tested: Tested
+    model_copy: Path, other_model: Path, service: Service, test_set: Tested
 ) -> None:
     before = service.request("/model").json
-    with send_requests(service, tested) as client:
-        replace(copied.parent, other_model, *NAMES)
-        until(lambda: service.request("/model").json["sha256"] != before["sha256"], 30)
+    with send_requests(service, test_set) as client:
+        replace(model_copy.parent, other_model, *NAMES)
+        wait_until(lambda: service.request("/model").json["sha256"] != before["sha256"], 30)
         after = service.request("/model").json
-        until(lambda: client.models[-1:] == [after["sha256"]], 30)
+        wait_until(lambda: client.models[-1:] == [after["sha256"]], 30)
     assert after["sha256"] == sha256_of(other_model / "model.onnx")
     assert set(client.models) == {before["sha256"], after["sha256"]}
     assert read_reloads(service) == (1, 0, 0)
@@ -150,26 +150,26 @@ def test_a_proven_model_is_loaded_and_no_request_fails(
 
 
 def test_a_run_that_replaces_the_files_one_by_one_is_waited_for(
-    copied: Path, other_model: Path, service: Service, tested: Tested
+    model_copy: Path, other_model: Path, service: Service, test_set: Tested
 ) -> None:
     """As DVC does: outputs are removed before their stage runs, and time passes."""
     before = service.request("/model").json["sha256"]
     messages: list[str] = []
-    with send_requests(service, tested, 1, 0.05):
+    with send_requests(service, test_set, 1, 0.05):
         for remove, make in (("model.onnx", ""), ("golden.json", "model.onnx"), ("", "golden.json"),
                              ("certificate.json", "")):  # fmt: skip
             if remove:
-                (copied.parent / remove).unlink()
+                (model_copy.parent / remove).unlink()
             if make:
-                replace(copied.parent, other_model, make)
+                replace(model_copy.parent, other_model, make)
             messages.append(
-                until(lambda: new_message([None, *messages], service.request("/model").json["refused"]), 30)
+                wait_until(lambda: new_message([None, *messages], service.request("/model").json["refused"]), 30)
             )
             assert service.request("/model").json["sha256"] == before
             assert service.request("/readyz").status == 200
         assert read_reloads(service) == (0, 0, 1)
-        replace(copied.parent, other_model, "certificate.json")
-        until(lambda: service.request("/model").json["sha256"] == sha256_of(other_model / "model.onnx"), 30)
+        replace(model_copy.parent, other_model, "certificate.json")
+        wait_until(lambda: service.request("/model").json["sha256"] == sha256_of(other_model / "model.onnx"), 30)
     assert [text.split(": ")[0].rsplit("/")[-1] for text in messages] == [
         "model.onnx", "golden.json", "certificate.json", "certificate.json",
     ]  # fmt: skip
@@ -183,41 +183,41 @@ def test_a_run_that_replaces_the_files_one_by_one_is_waited_for(
 
 @pytest.mark.parametrize("case", ["gate of quality", "gate of parity", "no model", "missing", "golden alone"])
 def test_files_of_different_models_are_waited_for_and_the_old_model_answers(
-    copied: Path, other_model: Path, service: Service, tested: Tested, case: str, tmp_path: Path
+    model_copy: Path, other_model: Path, service: Service, test_set: Tested, case: str, tmp_path: Path
 ) -> None:
-    before, answer = service.request("/model").json, service.predict_pixels(tested[0][0, 0]).json
-    previous = Path(shutil.copytree(copied.parent, tmp_path / "previous"))
+    before, answer = service.request("/model").json, service.predict_pixels(test_set[0][0, 0]).json
+    previous = Path(shutil.copytree(model_copy.parent, tmp_path / "previous"))
     if case in ("gate of quality", "gate of parity"):  # the files after such a run
-        replace(copied.parent, other_model, "model.onnx", "golden.json")
+        replace(model_copy.parent, other_model, "model.onnx", "golden.json")
     if case == "gate of parity":
-        copied.with_name("certificate.json").unlink()
+        model_copy.with_name("certificate.json").unlink()
     if case == "no model":
-        copied.write_bytes(b"no model")
+        model_copy.write_bytes(b"no model")
     if case == "missing":
-        copied.unlink()
+        model_copy.unlink()
     if case == "golden alone":
-        copied.with_name("golden.json").write_text('{"cases": [')
+        model_copy.with_name("golden.json").write_text('{"cases": [')
     message = "there is no such file" if case in ("missing", "gate of parity") else "does not certify"
-    until(lambda: service.request("/model").json["refused"], 30)
+    wait_until(lambda: service.request("/model").json["refused"], 30)
     description = service.request("/model").json
     assert message in description["refused"]
     assert "`dvc repro`" in description["refused"]
     assert {**description, "refused": None} == before
-    assert service.predict_pixels(tested[0][0, 0]).json == answer
+    assert service.predict_pixels(test_set[0][0, 0]).json == answer
     assert service.request("/readyz").status == 200
     assert read_reloads(service) == (0, 0, 1)
     assert len(log_lines(service)) == 1
-    replace(copied.parent, previous, *NAMES)
-    until(lambda: service.request("/model").json["refused"] is None, 30)
+    replace(model_copy.parent, previous, *NAMES)
+    wait_until(lambda: service.request("/model").json["refused"] is None, 30)
     assert read_reloads(service) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("case", ["differs", "changed", "half", "below"])
 def test_a_wrong_proof_is_refused_once_and_the_old_model_answers(
-    copied: Path, other_model: Path, service: Service, tested: Tested, case: str
+    model_copy: Path, other_model: Path, service: Service, test_set: Tested, case: str
 ) -> None:
-    before, answer = service.request("/model").json, service.predict_pixels(tested[0][0, 0]).json
-    certificate = copied.with_name("certificate.json")
+    before, answer = service.request("/model").json, service.predict_pixels(test_set[0][0, 0]).json
+    certificate = model_copy.with_name("certificate.json")
     message = {
         "differs": "differs from its golden sample by ",
         "changed": "was changed after it was written",
@@ -225,47 +225,47 @@ def test_a_wrong_proof_is_refused_once_and_the_old_model_answers(
         "below": "accuracy 0.1 is below the required",
     }[case]
     if case == "differs":
-        change_bias(copied, copied, 0.5)
-        certify(copied)
+        change_bias(model_copy, model_copy, 0.5)
+        certify(model_copy)
     elif case == "changed":
         certificate.write_text(certificate.read_text().replace('"mnist"', '"mnisT"'))
     elif case == "half":
         certificate.write_bytes(certificate.read_bytes()[:300])
     else:
-        certify(copied, quality__accuracy=0.1)
-    until(lambda: service.request("/model").json["refused"], 30)
+        certify(model_copy, quality__accuracy=0.1)
+    wait_until(lambda: service.request("/model").json["refused"], 30)
     time.sleep(2.5)  # two checks of the same files
     description = service.request("/model").json
     assert message in description["refused"]
     assert {**description, "refused": None} == before
-    assert service.predict_pixels(tested[0][0, 0]).json == answer
+    assert service.predict_pixels(test_set[0][0, 0]).json == answer
     assert read_reloads(service) == (0, 1, 0)
     assert len(log_lines(service)) == 1
-    replace(copied.parent, other_model, *NAMES)
-    until(lambda: service.request("/model").json["refused"] is None, 30)
+    replace(model_copy.parent, other_model, *NAMES)
+    wait_until(lambda: service.request("/model").json["refused"] is None, 30)
     assert service.request("/model").json["sha256"] != before["sha256"]
     assert read_reloads(service) == (1, 1, 0)
 
 
-def test_unproven_loads_any_model_that_can_be_run(copied: Path, tmp_path: Path) -> None:
+def test_unproven_loads_any_model_that_can_be_run(model_copy: Path, tmp_path: Path) -> None:
     for name in NAMES[1:]:
-        copied.with_name(name).unlink()
-    with running(tmp_path, copied, "--unproven") as service:
+        model_copy.with_name(name).unlink()
+    with run_service(tmp_path, model_copy, "--unproven") as service:
         description = service.request("/model").json
         assert description["certificate"] is description["golden_difference"] is None
-        good = copied.read_bytes()
-        copied.write_bytes(b"no model")
-        until(lambda: service.request("/model").json["refused"], 30)
+        good = model_copy.read_bytes()
+        model_copy.write_bytes(b"no model")
+        wait_until(lambda: service.request("/model").json["refused"], 30)
         assert "does not load it" in service.request("/model").json["refused"]
-        copied.write_bytes(good)
-        change_bias(copied, copied, 0.5)
-        until(lambda: service.request("/model").json["sha256"] == sha256_of(copied), 30)
+        model_copy.write_bytes(good)
+        change_bias(model_copy, model_copy, 0.5)
+        wait_until(lambda: service.request("/model").json["sha256"] == sha256_of(model_copy), 30)
         assert read_reloads(service) == (1, 1, 0)
 
 
-def test_a_report_of_another_run_is_not_shown(copied: Path, made: Path, tmp_path: Path) -> None:
-    report = Path(shutil.copyfile(made / "evaluate.json", tmp_path / "evaluate.json"))
-    reloader = ModelReloader(Settings(ModelFiles(copied, Proof.next_to(copied), report)), Metrics())
+def test_a_report_of_another_run_is_not_shown(model_copy: Path, stage_outputs: Path, tmp_path: Path) -> None:
+    report = Path(shutil.copyfile(stage_outputs / "evaluate.json", tmp_path / "evaluate.json"))
+    reloader = ModelReloader(Settings(ModelFiles(model_copy, Proof.next_to(model_copy), report)), Metrics())
     content = json.loads(report.read_text())
     assert reloader.describe()["metrics"] == content
     report.write_text(json.dumps({**content, "accuracy": 0.2}))
@@ -276,21 +276,21 @@ def test_a_report_of_another_run_is_not_shown(copied: Path, made: Path, tmp_path
 
 
 def test_files_that_are_replaced_while_they_are_read_are_never_mixed(
-    copied: Path, other_model: Path, tmp_path: Path
+    model_copy: Path, other_model: Path, tmp_path: Path
 ) -> None:
     """The files of two models replace each other, one file at a time, as fast as possible."""
-    previous = Path(shutil.copytree(copied.parent, tmp_path / "previous"))
+    previous = Path(shutil.copytree(model_copy.parent, tmp_path / "previous"))
     certificates = {
         sha256_of(folder / "model.onnx"): (folder / "certificate.json").read_text()
         for folder in (previous, other_model)
     }
-    reloader = ModelReloader(Settings(ModelFiles(copied, Proof.next_to(copied), None)), Metrics())
+    reloader = ModelReloader(Settings(ModelFiles(model_copy, Proof.next_to(model_copy), None)), Metrics())
     stop, states = threading.Event(), set()
 
     def alternate() -> None:
         while not stop.is_set():
             for folder in (other_model, previous):
-                replace(copied.parent, folder, *NAMES)
+                replace(model_copy.parent, folder, *NAMES)
 
     thread = threading.Thread(target=alternate)
     thread.start()
@@ -307,21 +307,21 @@ def test_files_that_are_replaced_while_they_are_read_are_never_mixed(
     assert {refused for _, refused in states} == {True, False}, "the files were never of two models at once"
     assert count_refusals(reloader) == 0, "a file was read twice"
     reloader.reload()
-    assert (reloader.refusal, reloader.classifier.sha256) == (None, sha256_of(copied))
+    assert (reloader.refusal, reloader.classifier.sha256) == (None, sha256_of(model_copy))
 
 
 @pytest.mark.parametrize("after", NAMES)
 def test_files_that_are_replaced_between_two_reads_wait_for_the_next_check(
-    after: str, copied: Path, other_model: Path, monkeypatch: pytest.MonkeyPatch
+    after: str, model_copy: Path, other_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reloader = ModelReloader(Settings(ModelFiles(copied, Proof.next_to(copied), None)), Metrics())
+    reloader = ModelReloader(Settings(ModelFiles(model_copy, Proof.next_to(model_copy), None)), Metrics())
     before, signature = reloader.classifier, reloader.files.signature()
     read_file = proof.read_file
 
     def read_and_replace(path: Path, missing: str) -> bytes:
         data = read_file(path, missing)
         if path.name == after:
-            replace(copied.parent, other_model, *NAMES)
+            replace(model_copy.parent, other_model, *NAMES)
         return data
 
     monkeypatch.setattr("lockstep.proof.read_file", read_and_replace)
@@ -337,11 +337,11 @@ def test_files_that_are_replaced_between_two_reads_wait_for_the_next_check(
     assert (reloader.refusal, reloader.classifier.sha256) == (None, sha256_of(other_model / "model.onnx"))
 
 
-def test_a_replaced_file_of_the_same_size_and_date_is_noticed(copied: Path, tmp_path: Path) -> None:
+def test_a_replaced_file_of_the_same_size_and_date_is_noticed(model_copy: Path, tmp_path: Path) -> None:
     """As an archive with fixed dates is unpacked, if the file system reuses the inode."""
-    files = ModelFiles(copied, Proof.next_to(copied), None)
+    files = ModelFiles(model_copy, Proof.next_to(model_copy), None)
     for name in NAMES:
-        path = copied.with_name(name)
+        path = model_copy.with_name(name)
         os.utime(path, (0, 0))
         before = files.signature()
         time.sleep(0.02)
@@ -358,12 +358,14 @@ slow = [pytest.mark.slow, pytest.mark.ci]
 class TestRealRuns:
     pytestmark = slow
 
-    def test_a_failed_run_is_not_loaded_and_the_next_good_one_is(self, project: Path, api: str, tmp_path: Path) -> None:
+    def test_a_failed_run_is_not_loaded_and_the_next_good_one_is(
+        self, project: Path, prefect_api_url: str, tmp_path: Path
+    ) -> None:
         """With `dvc repro` and with the flow, which after a failure still runs the stages that do not depend on it."""
         model, params = project / "data/model/model.onnx", project / "params.yaml"
         runs = {
-            "dvc": lambda status: dvc(project, "repro", status=status),
-            "flow": lambda status: flow(project, api=api, status=status),
+            "dvc": lambda status: run_dvc(project, "repro", status=status),
+            "flow": lambda status: run_flow_module(project, prefect_api_url=prefect_api_url, status=status),
         }
         cases = [
             ("dvc", "evaluate.min_accuracy", 1.0, "is below evaluate.min_accuracy"),
@@ -372,7 +374,7 @@ class TestRealRuns:
             ("flow", "validate_parity.atol", 1e-12, "more than atol"),
         ]
         good = {"evaluate.min_accuracy": 0.5, "validate_parity.atol": 0.0001}
-        with running(tmp_path, model, "--report", str(project / "data/reports/evaluate.json")) as service:
+        with run_service(tmp_path, model, "--report", str(project / "data/reports/evaluate.json")) as service:
             images = np.load(project / "data/splits/test-images.npy"), np.load(project / "data/splits/test-labels.npy")
             with send_requests(service, images, 1, 0.05) as client:
                 for number, (way, param, value, message) in enumerate(cases):
@@ -390,8 +392,8 @@ class TestRealRuns:
                     assert bool(after["refused"]) is not stopped
                     set_param(params, param, good[param])
                     runs[way](0)
-                    until(lambda: service.request("/model").json["sha256"] == sha256_of(model), 20)
-                    until(lambda: client.models[-1] == sha256_of(model), 20)
+                    wait_until(lambda: service.request("/model").json["sha256"] == sha256_of(model), 20)
+                    wait_until(lambda: client.models[-1] == sha256_of(model), 20)
                     description = service.request("/model").json
                     assert description["sha256"] != before["sha256"]
                     assert description["refused"] is None

@@ -8,7 +8,7 @@ from runtimes import ENGINES
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
-def test_the_golden_sample_is_replayed(engine: str, handwritten: Path, tmp_path: Path) -> None:
-    replay = ENGINES[engine](handwritten, handwritten.with_name("golden.json"), tmp_path)
+def test_the_golden_sample_is_replayed(engine: str, handwriting_model: Path, tmp_path: Path) -> None:
+    replay = ENGINES[engine](handwriting_model, handwriting_model.with_name("golden.json"), tmp_path)
     assert replay.equal_labels == replay.cases >= 10
     assert replay.worst <= replay.tolerance

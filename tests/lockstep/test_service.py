@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
-from served import Service, form_body, png_bytes, running
+from served import Service, form_body, png_bytes, run_service
 
 from lockstep.service.app import Service as HttpService
 from lockstep.service.settings import ModelFiles, Settings
@@ -30,46 +30,46 @@ def large_png(image: np.ndarray) -> bytes:
     return png_bytes(Image.fromarray(image.reshape(28, 28)).resize((84, 84)))
 
 
-def test_pixels_as_json_are_the_networks_input(service: Service, tested: Tested) -> None:
-    images, labels = tested
+def test_pixels_as_json_are_the_networks_input(service: Service, test_set: Tested) -> None:
+    images, labels = test_set
     response = service.predict_pixels(*images[:20, 0])
     assert response.status == 200
     assert [int(prediction["label"]) for prediction in response.json["predictions"]] == labels[:20].tolist()
     assert response.json["model"] == service.request("/model").json["sha256"]
 
 
-def test_an_image_a_form_and_raw_bytes_give_the_same_prediction(service: Service, tested: Tested) -> None:
-    image = large_png(tested[0][0])
+def test_an_image_a_form_and_raw_bytes_give_the_same_prediction(service: Service, test_set: Tested) -> None:
+    image = large_png(test_set[0][0])
     prediction = service.predict(image).json["predictions"][0]
     assert list(prediction) == ["name", "label", "probability", "probabilities"]
     assert service.predict(image, "application/octet-stream").json["predictions"] == [prediction]
-    body, content_type = form_body(("a.png", image), ("b.png", large_png(tested[0][1])), ("c.png", image))
+    body, content_type = form_body(("a.png", image), ("b.png", large_png(test_set[0][1])), ("c.png", image))
     predictions = service.predict(body, content_type).json["predictions"]
     assert [row["name"] for row in predictions] == ["a.png", "b.png", "c.png"]
     assert predictions[0] == prediction | {"name": "a.png"} == predictions[2] | {"name": "a.png"}
 
 
-def test_the_networks_input_is_returned_on_request(service: Service, tested: Tested) -> None:
-    body = json.dumps({"images": [tested[0][4, 0].tolist()]}).encode()
+def test_the_networks_input_is_returned_on_request(service: Service, test_set: Tested) -> None:
+    body = json.dumps({"images": [test_set[0][4, 0].tolist()]}).encode()
     seen = service.predict(body, "application/json", "?seen=true").json["predictions"][0]["seen"]
-    assert base64.b64decode(seen) == tested[0][4].tobytes()
+    assert base64.b64decode(seen) == test_set[0][4].tobytes()
 
 
-def test_the_model_is_described(service: Service, made: Path) -> None:
+def test_the_model_is_described(service: Service, stage_outputs: Path) -> None:
     description = service.request("/model").json
     assert description["classes"] == list("0123456789")
     assert description["input"] == {"channels": 1, "height": 28, "width": 28}
     assert description["preparation"] == "mnist"
     assert description["metadata"]["weights_sha256"]
-    assert description["metrics"] == json.loads((made / "evaluate.json").read_text())
+    assert description["metrics"] == json.loads((stage_outputs / "evaluate.json").read_text())
     assert 0 <= description["golden_difference"] < 1e-4
-    assert description["certificate"] == json.loads((made / "certificate.json").read_text())
+    assert description["certificate"] == json.loads((stage_outputs / "certificate.json").read_text())
     assert description["refused"] is None
 
 
-def test_health_readiness_and_metrics(service: Service, tested: Tested) -> None:
+def test_health_readiness_and_metrics(service: Service, test_set: Tested) -> None:
     assert (service.request("/healthz").status, service.request("/readyz").status) == (200, 200)
-    before, _ = read_metrics(service), service.predict_pixels(tested[0][0, 0])
+    before, _ = read_metrics(service), service.predict_pixels(test_set[0][0, 0])
     after = read_metrics(service)
     successes = 'lockstep_requests_total{path="/predict",status="200"}'
     assert after[successes] == before.get(successes, 0) + 1
@@ -130,10 +130,10 @@ def test_bad_requests_get_an_error_of_one_line(
     assert list(response.json) == ["error"]
 
 
-def test_a_bad_image_among_good_ones_is_named(service: Service, tested: Tested) -> None:
-    body, content_type = form_body(("a.png", large_png(tested[0][0])), ("b.png", b"not an image"))
+def test_a_bad_image_among_good_ones_is_named(service: Service, test_set: Tested) -> None:
+    body, content_type = form_body(("a.png", large_png(test_set[0][0])), ("b.png", b"not an image"))
     assert service.predict(body, content_type).json["error"].startswith("image 1 (b.png): not a readable image")
-    body, content_type = form_body(("+2AA-", large_png(tested[0][0])))  # a name that UTF-8 cannot encode
+    body, content_type = form_body(("+2AA-", large_png(test_set[0][0])))  # a name that UTF-8 cannot encode
     assert service.predict(body, f"{content_type}; charset=utf-7").status == 200
 
 
@@ -171,14 +171,14 @@ def test_the_page_requests_nothing_from_other_hosts(service: Service) -> None:
     assert b"://" not in response.content
 
 
-def test_concurrent_requests_each_get_their_own_answer(service: Service, tested: Tested) -> None:
+def test_concurrent_requests_each_get_their_own_answer(service: Service, test_set: Tested) -> None:
     with ThreadPoolExecutor(16) as threads:
-        responses = list(threads.map(lambda image: service.predict_pixels(image[0]), tested[0][:160]))
-    assert [int(response.json["predictions"][0]["label"]) for response in responses] == tested[1][:160].tolist()
+        responses = list(threads.map(lambda image: service.predict_pixels(image[0]), test_set[0][:160]))
+    assert [int(response.json["predictions"][0]["label"]) for response in responses] == test_set[1][:160].tolist()
 
 
-def test_only_short_computations_run_in_the_event_loop(made: Path, tested: Tested) -> None:
-    service = HttpService(Settings(ModelFiles(made / "model.onnx", None, None)))
+def test_only_short_computations_run_in_the_event_loop(stage_outputs: Path, test_set: Tested) -> None:
+    service = HttpService(Settings(ModelFiles(stage_outputs / "model.onnx", None, None)))
     classifier, run, threads = service.reloader.classifier, service.run, []
 
     def run_and_note_thread(*arguments: Any) -> np.ndarray:
@@ -188,15 +188,17 @@ def test_only_short_computations_run_in_the_event_loop(made: Path, tested: Teste
     service.run = run_and_note_thread  # type: ignore[method-assign]
     for measured, seconds in ((None, 0.0), (classifier, 1.0), (classifier, 0.0)):  # unknown, slow, fast
         service.measured, service.seconds_per_image = measured, seconds
-        assert asyncio.run(service.compute(classifier, tested[0][:2])).shape == (2, 10)
+        assert asyncio.run(service.compute(classifier, test_set[0][:2])).shape == (2, 10)
     assert [thread is threading.main_thread() for thread in threads] == [False, False, True]
     service.executor.shutdown()
 
 
-def test_a_full_queue_answers_503_and_later_requests_succeed(made: Path, tested: Tested, tmp_path: Path) -> None:
+def test_a_full_queue_answers_503_and_later_requests_succeed(
+    stage_outputs: Path, test_set: Tested, tmp_path: Path
+) -> None:
     flags = ("--queue", "4", "--max-images", "4")
-    body = png_bytes(np.asarray(Image.fromarray(tested[0][0, 0]).resize((3000, 3000))))  # takes long to decode
-    with running(tmp_path, made / "model.onnx", *flags) as service, ThreadPoolExecutor(16) as threads:
+    body = png_bytes(np.asarray(Image.fromarray(test_set[0][0, 0]).resize((3000, 3000))))  # takes long to decode
+    with run_service(tmp_path, stage_outputs / "model.onnx", *flags) as service, ThreadPoolExecutor(16) as threads:
         responses = list(threads.map(lambda _: service.predict(body), range(32)))
         assert {response.status for response in responses} == {200, 503}
         refused = next(response for response in responses if response.status == 503)
@@ -205,9 +207,9 @@ def test_a_full_queue_answers_503_and_later_requests_succeed(made: Path, tested:
         assert service.predict(body).status == 200
 
 
-def test_slow_clients_are_disconnected(made: Path, tmp_path: Path) -> None:
+def test_slow_clients_are_disconnected(stage_outputs: Path, tmp_path: Path) -> None:
     head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ncontent-length: 100\r\n\r\n"
-    with running(tmp_path, made / "model.onnx", "--seconds", "1") as service:
+    with run_service(tmp_path, stage_outputs / "model.onnx", "--seconds", "1") as service:
         for message, status in ((head + b"x", b"408"), (head[:20], b""), (b"", b"")):
             with socket.create_connection(service.address, timeout=15) as connection:
                 connection.sendall(message)
@@ -216,15 +218,15 @@ def test_slow_clients_are_disconnected(made: Path, tmp_path: Path) -> None:
                 assert time.monotonic() - started < 6
 
 
-def test_closed_connections_release_their_capacity(made: Path, tested: Tested, tmp_path: Path) -> None:
+def test_closed_connections_release_their_capacity(stage_outputs: Path, test_set: Tested, tmp_path: Path) -> None:
     """The capacity for bodies, 1.6 MB here, and for images."""
     head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ncontent-length: 90000\r\n\r\n"
-    with running(tmp_path, made / "model.onnx", "--max-bytes", "100000") as service:
+    with run_service(tmp_path, stage_outputs / "model.onnx", "--max-bytes", "100000") as service:
         for size in (80_000, 90_000) * 25:
             with socket.create_connection(service.address, timeout=5) as connection:
                 connection.sendall(head + bytes(size))
         time.sleep(0.5)
-        assert service.predict_pixels(tested[0][0, 0]).status == 200
+        assert service.predict_pixels(test_set[0][0, 0]).status == 200
         assert read_metrics(service)["lockstep_images_inside"] == 0
 
 
@@ -250,21 +252,23 @@ def run_serve(*flags: str) -> Any:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
 
 
-def test_errors_at_the_start_are_one_line(made: Path, service: Service, copied: Path, tmp_path: Path) -> None:
+def test_errors_at_the_start_are_one_line(
+    stage_outputs: Path, service: Service, model_copy: Path, tmp_path: Path
+) -> None:
     taken = str(service.address[1])
-    model = ("--model", str(made / "model.onnx"))
+    model = ("--model", str(stage_outputs / "model.onnx"))
     cases = [
         (("--model", "no.onnx"), "no.onnx: there is no such file"),
         ((*model, "--port", taken), f"cannot listen at 127.0.0.1:{taken}"),
         ((*model, "--golden", "no.json"), "no.json: there is no such file"),
         ((*model, "--certificate", "no.json"), "no.json: there is no such file"),
-        ((*model, "--golden", str(made / "evaluate.json")), "does not certify"),
+        ((*model, "--golden", str(stage_outputs / "evaluate.json")), "does not certify"),
         (("--model", "."), "cannot be read"),
         ((*model, "--report", "no.json"), "no.json: there is no such file; the stage evaluate writes it"),
     ]
-    copied.with_name("certificate.json").unlink()
+    model_copy.with_name("certificate.json").unlink()
     cases.append(
-        (("--model", str(copied)), "certificate.json: there is no such file; a proven model has a certificate")
+        (("--model", str(model_copy)), "certificate.json: there is no such file; a proven model has a certificate")
     )
     for flags, message in cases:
         result = run_serve(*flags)
@@ -272,17 +276,17 @@ def test_errors_at_the_start_are_one_line(made: Path, service: Service, copied: 
         assert message in result.stderr
         assert len(result.stderr.splitlines()) == 1
     assert run_serve(*model, "--port", "99999").returncode == 2
-    with running(tmp_path, copied, "--unproven") as unproven:
+    with run_service(tmp_path, model_copy, "--unproven") as unproven:
         assert unproven.request("/model").json["golden_difference"] is None
         assert unproven.request("/model").json["certificate"] is None
-    certificate, golden = str(made / "certificate.json"), str(made / "golden.json")
-    copied.with_name("golden.json").unlink()
-    with running(tmp_path, copied, "--certificate", certificate, "--golden", golden) as proven:
+    certificate, golden = str(stage_outputs / "certificate.json"), str(stage_outputs / "golden.json")
+    model_copy.with_name("golden.json").unlink()
+    with run_service(tmp_path, model_copy, "--certificate", certificate, "--golden", golden) as proven:
         assert proven.request("/model").json["certificate"]
 
 
-def test_it_listens_on_loopback_and_stops_on_ctrl_c(made: Path, tmp_path: Path) -> None:
-    with running(tmp_path, made / "model.onnx") as service:
+def test_it_listens_on_loopback_and_stops_on_ctrl_c(stage_outputs: Path, tmp_path: Path) -> None:
+    with run_service(tmp_path, stage_outputs / "model.onnx") as service:
         assert service.address[0] == "127.0.0.1"
         started = time.monotonic()
     assert time.monotonic() - started < 5
@@ -290,13 +294,13 @@ def test_it_listens_on_loopback_and_stops_on_ctrl_c(made: Path, tmp_path: Path) 
     assert service.log.read_text() == ""
 
 
-def test_the_service_imports_no_torch(made: Path) -> None:
+def test_the_service_imports_no_torch(stage_outputs: Path) -> None:
     program = f"""
 import json, sys
 from pathlib import Path
 from lockstep.service.app import create_app
 from lockstep.service.settings import ModelFiles, Settings
-create_app(Settings(ModelFiles(Path({str(made / "model.onnx")!r}), None, None)))
+create_app(Settings(ModelFiles(Path({str(stage_outputs / "model.onnx")!r}), None, None)))
 print(json.dumps(sorted({{name.split(".")[0] for name in sys.modules}})))
 """
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -139,12 +139,12 @@ def test_the_parameter_count_excludes_buffers() -> None:
 
 @pytest.mark.parametrize(("key", "value"), [("size", 28), ("channels", 1), ("classes", ["水", "Öl"])])
 def test_weights_that_were_trained_on_other_data_raise_an_error(
-    key: str, value: Any, header: WeightsHeader, made: Path
+    key: str, value: Any, header: WeightsHeader, stage_outputs: Path
 ) -> None:
     from stages.core.splits import read_splits_info
 
     known = header.model_dump(include={"size", "channels", "classes"})
-    info = read_splits_info(made / "splits").model_copy(update=known)
+    info = read_splits_info(stage_outputs / "splits").model_copy(update=known)
     check_weights_fit(Path("w"), header, info)
     with pytest.raises(StageError, match=f"trained for {key} .*but the splits have"):
         check_weights_fit(Path("w"), header, info.model_copy(update={key: value}))

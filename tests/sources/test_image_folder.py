@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Params
+from conftest import WriteParams
 from PIL import Image
 
 from stages.core.errors import StageError
@@ -32,7 +32,7 @@ def own_images(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def fetch(params: Params, tmp_path: Path, own_images: Path) -> Fetch:
+def fetch(params: WriteParams, tmp_path: Path, own_images: Path) -> Fetch:
     def run() -> Path:
         download(params=params({"download.dataset": "own"}), own=own_images, raw=tmp_path / "raw")
         return tmp_path / "raw"
@@ -44,7 +44,7 @@ def read_source(raw: Path) -> dict[str, object]:
     return dict(json.loads((raw / "source.json").read_text()))
 
 
-def count_images(params: Params, raw: Path, tmp_path: Path) -> dict[str, list[int]]:
+def count_images(params: WriteParams, raw: Path, tmp_path: Path) -> dict[str, list[int]]:
     """The number of images of each class in each split, as preprocess finds them."""
     splits = tmp_path / "splits"
     changes = {"size": 8, "validation_fraction": 0.2, "test_fraction": 1 / 3}
@@ -54,7 +54,7 @@ def count_images(params: Params, raw: Path, tmp_path: Path) -> dict[str, list[in
 
 
 def test_class_folders_alone_are_split_by_a_seed(
-    fetch: Fetch, own_images: Path, params: Params, tmp_path: Path
+    fetch: Fetch, own_images: Path, params: WriteParams, tmp_path: Path
 ) -> None:
     write_images(own_images, *(f"{name}/{number}.png" for name in ("cat", "dog") for number in range(15)))
     raw = fetch()
@@ -62,7 +62,9 @@ def test_class_folders_alone_are_split_by_a_seed(
     assert count_images(params, raw, tmp_path) == {"train": [8, 8], "validation": [2, 2], "test": [5, 5]}
 
 
-def test_train_and_test_folders_are_kept_apart(fetch: Fetch, own_images: Path, params: Params, tmp_path: Path) -> None:
+def test_train_and_test_folders_are_kept_apart(
+    fetch: Fetch, own_images: Path, params: WriteParams, tmp_path: Path
+) -> None:
     write_images(own_images, *(f"train/{name}/{number}.png" for name in ("cat", "dog") for number in range(5)))
     write_images(own_images, *(f"test/{name}/{number}.png" for name in ("cat", "dog") for number in range(3)))
     assert count_images(params, fetch(), tmp_path) == {"train": [4, 4], "validation": [1, 1], "test": [3, 3]}
@@ -160,7 +162,7 @@ def test_an_image_that_was_removed_is_removed_from_the_raw_files(fetch: Fetch, o
 
 
 def test_preprocess_names_the_file_that_is_no_image(
-    fetch: Fetch, own_images: Path, params: Params, tmp_path: Path
+    fetch: Fetch, own_images: Path, params: WriteParams, tmp_path: Path
 ) -> None:
     write_images(own_images, *(f"{name}/{number}.png" for name in ("cat", "dog") for number in range(5)))
     (own_images / "dog/3.png").write_bytes((own_images / "dog/3.png").read_bytes()[:60])
@@ -172,7 +174,7 @@ def test_preprocess_names_the_file_that_is_no_image(
 
 
 def test_preprocess_names_the_file_that_is_missing(
-    fetch: Fetch, own_images: Path, params: Params, tmp_path: Path
+    fetch: Fetch, own_images: Path, params: WriteParams, tmp_path: Path
 ) -> None:
     write_images(own_images, *(f"{name}/{number}.png" for name in ("cat", "dog") for number in range(5)))
     raw = fetch()
@@ -182,7 +184,7 @@ def test_preprocess_names_the_file_that_is_missing(
 
 
 def test_preprocess_names_the_class_with_too_few_images(
-    fetch: Fetch, own_images: Path, params: Params, tmp_path: Path
+    fetch: Fetch, own_images: Path, params: WriteParams, tmp_path: Path
 ) -> None:
     write_images(own_images, *(f"cat/{number}.png" for number in range(9)), "dog/1.png")
     with pytest.raises(
@@ -193,7 +195,7 @@ def test_preprocess_names_the_class_with_too_few_images(
 
 
 def test_preprocess_names_the_classes_that_validation_would_empty(
-    fetch: Fetch, own_images: Path, params: Params, tmp_path: Path
+    fetch: Fetch, own_images: Path, params: WriteParams, tmp_path: Path
 ) -> None:
     write_images(own_images, *(f"{split}/{name}/1.png" for split in ("train", "test") for name in range(8)))
     with pytest.raises(

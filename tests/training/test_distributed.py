@@ -13,8 +13,8 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import ROOT, Params
-from toys import free_port, until
+from conftest import ROOT, WriteParams
+from toys import free_port, wait_until
 
 OUTPUTS = ("weights", "history", "trace", "report", "environment", "checkpoints")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -55,13 +55,13 @@ def train(folder: Path, params: Path, splits: Path, *flags: str) -> None:
 
 
 @contextmanager
-def running_training(folder: Path, params: Params, splits: Path) -> Iterator[subprocess.Popen[str]]:
+def running_training(folder: Path, params: WriteParams, splits: Path) -> Iterator[subprocess.Popen[str]]:
     """A training by two processes that does not end by itself and has written its first row."""
     endless_params = params({"train.processes": 2, "train.epochs": 10_000})
     command = train_command(folder, endless_params, splits)
     process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     try:
-        until(lambda: (folder / "history").exists() and (folder / "history").read_text().count("\n") > 0, 120)
+        wait_until(lambda: (folder / "history").exists() and (folder / "history").read_text().count("\n") > 0, 120)
         yield process
     finally:
         process.kill()
@@ -114,12 +114,12 @@ def test_a_process_that_fails_is_named_with_its_last_error_line(rank: str, reaso
 @pytest.mark.slow
 @pytest.mark.ci
 def test_two_processes_are_as_accurate_as_one_and_give_the_same_bytes_again(
-    made: Path, tmp_path: Path, params: Params
+    stage_outputs: Path, tmp_path: Path, params: WriteParams
 ) -> None:
-    train(tmp_path / "single", params({"train.shift": 1}), made / "splits")
+    train(tmp_path / "single", params({"train.shift": 1}), stage_outputs / "splits")
     two_processes = params({"train.shift": 1, "train.processes": 2})
     for folder in ("first", "second"):
-        train(tmp_path / folder, two_processes, made / "splits")
+        train(tmp_path / folder, two_processes, stage_outputs / "splits")
     single, first = read_report(tmp_path / "single"), read_report(tmp_path / "first")
     assert (first["step"], first["epoch"]) == (single["step"], single["epoch"])
     assert first["accuracy"] > single["accuracy"] - 0.03
@@ -132,13 +132,13 @@ def test_two_processes_are_as_accurate_as_one_and_give_the_same_bytes_again(
 @pytest.mark.slow
 @pytest.mark.ci
 def test_processes_that_another_program_starts_end_with_equal_weights(
-    made: Path, tmp_path: Path, params: Params
+    stage_outputs: Path, tmp_path: Path, params: WriteParams
 ) -> None:
     choices = params({"train.processes": 2, "train.shift": 1, "train.model": "compact", "train.width": 4})
     rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", TRAIN_WITH_ALL_OUTPUTS, *train_flags(tmp_path, choices, made / "splits")],
+            [sys.executable, "-c", TRAIN_WITH_ALL_OUTPUTS, *train_flags(tmp_path, choices, stage_outputs / "splits")],
             cwd=ROOT,
             env={**ENVIRONMENT, **rendezvous, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
@@ -151,11 +151,11 @@ def test_processes_that_another_program_starts_end_with_equal_weights(
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_torchrun_starts_the_stage_too(made: Path, tmp_path: Path, params: Params) -> None:
+def test_torchrun_starts_the_stage_too(stage_outputs: Path, tmp_path: Path, params: WriteParams) -> None:
     choices = params({"train.processes": 2, "train.epochs": 1})
-    train(tmp_path / "stage", choices, made / "splits")
+    train(tmp_path / "stage", choices, stage_outputs / "splits")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    command = [*torchrun, "stages.train", *train_flags(tmp_path / "torchrun", choices, made / "splits")]
+    command = [*torchrun, "stages.train", *train_flags(tmp_path / "torchrun", choices, stage_outputs / "splits")]
     subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, timeout=300, check=True)
     weights = [(tmp_path / folder / "weights").read_bytes() for folder in ("stage", "torchrun")]
     assert weights[0] == weights[1]
@@ -164,20 +164,20 @@ def test_torchrun_starts_the_stage_too(made: Path, tmp_path: Path, params: Param
 @pytest.mark.slow
 @pytest.mark.ci
 def test_two_processes_save_a_checkpoint_at_the_same_step_and_resume_from_it(
-    made: Path, tmp_path: Path, params: Params
+    stage_outputs: Path, tmp_path: Path, params: WriteParams
 ) -> None:
     two_processes = params({"train.processes": 2, "train.epochs": 30})
-    train(tmp_path / "uninterrupted", two_processes, made / "splits", "--checkpoint-seconds", "0.02")
+    train(tmp_path / "uninterrupted", two_processes, stage_outputs / "splits", "--checkpoint-seconds", "0.02")
     killed = tmp_path / "killed"
-    command = train_command(killed, two_processes, made / "splits", "--checkpoint-seconds", "0")
+    command = train_command(killed, two_processes, stage_outputs / "splits", "--checkpoint-seconds", "0")
     process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT)
-    until(lambda: list(killed.glob("checkpoints/*.pt")), 120)
+    wait_until(lambda: list(killed.glob("checkpoints/*.pt")), 120)
     workers = psutil.Process(process.pid).children()
     process.kill()
     process.wait()
     psutil.wait_procs(workers, 10)
     assert not (killed / "weights").exists()
-    train(killed, two_processes, made / "splits")
+    train(killed, two_processes, stage_outputs / "splits")
     for name in ("weights", "history", "report"):
         assert (killed / name).read_bytes() == (tmp_path / "uninterrupted" / name).read_bytes()
 
@@ -189,8 +189,10 @@ def assert_ended(processes: list[psutil.Process]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_when_one_process_dies_the_training_ends_with_one_line(made: Path, tmp_path: Path, params: Params) -> None:
-    with running_training(tmp_path, params, made / "splits") as process:
+def test_when_one_process_dies_the_training_ends_with_one_line(
+    stage_outputs: Path, tmp_path: Path, params: WriteParams
+) -> None:
+    with running_training(tmp_path, params, stage_outputs / "splits") as process:
         workers = sorted(psutil.Process(process.pid).children(), key=lambda worker: int(worker.environ()["RANK"]))
         assert len(workers) == 2
         os.kill(workers[1].pid, signal.SIGKILL)
@@ -204,9 +206,9 @@ def test_when_one_process_dies_the_training_ends_with_one_line(made: Path, tmp_p
 @pytest.mark.ci
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_when_the_launcher_is_stopped_all_processes_end(
-    number: signal.Signals, status: int, made: Path, tmp_path: Path, params: Params
+    number: signal.Signals, status: int, stage_outputs: Path, tmp_path: Path, params: WriteParams
 ) -> None:
-    with running_training(tmp_path, params, made / "splits") as process:
+    with running_training(tmp_path, params, stage_outputs / "splits") as process:
         workers = psutil.Process(process.pid).children()
         process.send_signal(number)
         error = process.communicate(timeout=60)[1]
@@ -216,9 +218,11 @@ def test_when_the_launcher_is_stopped_all_processes_end(
     assert_ended(workers)
 
 
-def test_torchrun_must_start_as_many_processes_as_the_params_say(made: Path, tmp_path: Path, params: Params) -> None:
+def test_torchrun_must_start_as_many_processes_as_the_params_say(
+    stage_outputs: Path, tmp_path: Path, params: WriteParams
+) -> None:
     env = {**ENVIRONMENT, "RANK": "0", "WORLD_SIZE": "2"}
-    command = train_command(tmp_path, params(), made / "splits")
+    command = train_command(tmp_path, params(), stage_outputs / "splits")
     completed = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert completed.returncode == 1
     assert completed.stderr == (
