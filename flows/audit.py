@@ -144,7 +144,7 @@ def read_traces(root: Path) -> dict[str, Trace]:
 
 
 def read_machine(root: Path) -> dict[str, Any]:
-    """The environment.json of train, without its libraries. Two machines with equal records give the same bytes."""
+    """Train's record of the machine, without libraries. Two machines with equal records give the same bytes."""
     records = [read_json(root / path) for path in find_outs(root, "environment")]
     return {key: value for record in records for key, value in record.items() if key != "libraries"}
 

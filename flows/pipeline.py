@@ -64,7 +64,7 @@ async def pipeline(
         force: run also stages that are up to date
         params: change these values in params.yaml first
         where: tree is the project's folder; clone is a clean clone of its HEAD, with the same DVC cache
-        commit_to: the branch to which the results are committed (dvc.lock, params.yaml, data/reports); needs a clone
+        commit_to: the branch to which the results are committed (dvc.lock, params.yaml, reports); needs a clone
     """
     log = get_run_logger()
     changes = {
@@ -270,7 +270,7 @@ def pipeline_cli(
     where
         tree: the project's folder. clone: a clean clone of its HEAD, with the same DVC cache.
     commit_to
-        The branch to which the results are committed: dvc.lock, params.yaml and data/reports. Needs --where clone.
+        The branch to which the results are committed: dvc.lock, params.yaml and reports. Needs --where clone.
     plan
         Print which stages would run and why, and run none.
     """

@@ -175,6 +175,18 @@ def test_experiments_run_in_place_in_a_copy_and_from_the_queue(project: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.ci
+def test_several_processes_train_together_under_dvc(project: Path) -> None:
+    set_param(project / "params.yaml", "train.processes", 2)
+    assert executed_stages(run_dvc(project, "repro", "train")) == ["train"]
+    set_param(project / "params.yaml", "train.learning_rate", 1e30)
+    result = run_dvc(project, "repro", "train", status=None)
+    assert result.returncode != 0
+    assert "train: the loss is not finite" in result.stderr
+    assert result.stderr.count("`dvc checkout` and `git checkout` restore them") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_second_run_and_another_folder_give_the_same_bytes(project: Path, tmp_path: Path) -> None:
     lock = (project / "dvc.lock").read_bytes()
     assert executed_stages(run_dvc(project, "repro", "--force")) == STAGES
@@ -283,7 +295,7 @@ def test_a_param_that_changes_while_its_stage_runs_is_not_recorded(project: Path
         set_param(project / "params.yaml", "train.learning_rate", 0.004)
         _, errors = process.communicate(timeout=300)
     assert process.returncode != 0
-    assert "train: train.learning_rate changed while it ran" in errors
+    assert "train: train.learning_rate changed while the stage ran" in errors
     assert (project / "dvc.lock").read_text() == former
     set_param(project / "params.yaml", "train.epochs", 1)
     assert executed_stages(run_dvc(project, "repro"))[0] == "train"

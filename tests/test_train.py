@@ -651,7 +651,11 @@ def test_an_invalid_param_is_named_before_any_work(
 
 def test_nesterov_without_momentum_raises_an_error(stage_outputs: Path, tmp_path: Path, params: Any) -> None:
     with pytest.raises(StageError, match="nesterov: true needs a momentum above 0"):
-        run_train(tmp_path, params({"train.momentum": 0.0, "train.nesterov": True}), stage_outputs / "splits")
+        run_train(
+            tmp_path,
+            params({"train.optimizer": "sgd", "train.momentum": 0.0, "train.nesterov": True}),
+            stage_outputs / "splits",
+        )
 
 
 def test_missing_splits_are_named_with_the_command_that_writes_them(tmp_path: Path, params: Any) -> None:

@@ -317,7 +317,7 @@ def change_prediction(golden: dict[str, Any]) -> None:
     [
         (swap_logits, "golden sample: logits off by"),
         (swap_images, "golden sample: logits off by"),
-        (change_prediction, "golden sample: other classes than it says"),
+        (change_prediction, "golden sample: its predicted classes are others"),
     ],
 )
 def test_a_golden_sample_with_other_outputs_fails_the_gate(

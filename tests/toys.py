@@ -41,7 +41,7 @@ def main():
     toy = read_section(Path("params.yaml"), name, Toy)
     with Path("trace").open("a") as trace:
         trace.write(f"{name} {time.time()}\\n")
-    print(f"{name} says {toy_repository.text}")
+    print(f"{name} says {toy.text}")
     time.sleep(toy.seconds)
     if toy.status:
         print(f"{name} goes wrong", file=sys.stderr)

@@ -38,7 +38,7 @@ run_stage(sleepy)
 @pytest.fixture
 def run_command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Run a stage in this process with flags; gives the exit status."""
-    monkeypatch.setattr(command, "end_when_orphaned", lambda: None)
+    monkeypatch.setattr(command, "end_when_orphaned", lambda *_: None)
 
     def run(stage: Callable[..., None], *flags: str) -> int:
         monkeypatch.setattr(sys, "argv", ["stage", *flags])
@@ -96,7 +96,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def stage() -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(command, "end_when_orphaned", lambda: None)
+    monkeypatch.setattr(command, "end_when_orphaned", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["stage"])
     with pytest.raises(ZeroDivisionError):
         command.run_stage(stage)
@@ -225,6 +225,6 @@ def test_a_parent_that_has_ended_ends_the_stage(
     statuses: queue.Queue[int] = queue.Queue()
     monkeypatch.setattr(os, "_exit", statuses.put)
     monkeypatch.setattr(command, "is_alive", lambda _: False)
-    command.end_when_orphaned(0.01)
+    command.end_when_orphaned(False, 0.01)
     assert statuses.get(timeout=10) == 1
     assert "is gone" in capsys.readouterr().err

@@ -47,7 +47,7 @@ def test_a_param_of_the_stage_that_changed_fails_it(copy_of_stages: Path, stage_
 
     assert train_during(copy_of_stages, stage_outputs / "splits", change) == (
         1,
-        "train: train.learning_rate changed while it ran: its outputs belong to the former version; run it again",
+        "train: train.learning_rate changed while the stage ran: its outputs are of the version before; run it again",
     )
 
 
@@ -57,7 +57,7 @@ def test_a_source_file_of_the_stage_that_changed_fails_it(copy_of_stages: Path, 
 
     status, line = train_during(copy_of_stages, stage_outputs / "splits", change)
     assert status == 1
-    assert line.startswith("train: stages/training/history.py changed while it ran")
+    assert line.startswith("train: stages/training/history.py changed while the stage ran")
 
 
 def test_what_the_stage_does_not_depend_on_may_change(copy_of_stages: Path, stage_outputs: Path) -> None:

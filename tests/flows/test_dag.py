@@ -108,16 +108,21 @@ def test_a_stage_has_what_dvc_yaml_says(tmp_path: Path) -> None:
     assert "echo two" in make.command
     assert make.outs == ("sub/a.txt", "sub/b.txt", "sub/m.json")
     assert make.metrics == ("sub/m.json",)
-    assert make.policy.model_dump(mode="json") == prefect
-    assert (plain.description, plain.upstream, plain.policy.retries, plain.policy.timeout_seconds) == ("", (), 0, None)
+    assert make.options.model_dump(mode="json") == prefect
+    assert (plain.description, plain.upstream, plain.options.retries, plain.options.timeout_seconds) == (
+        "",
+        (),
+        0,
+        None,
+    )
     assert dag.artifacts == {"model": "sub/a.txt"}
 
 
 def test_the_policies_of_this_project_are_read() -> None:
     stages = read_dag(ROOT).stages
-    assert stages["download"].policy.retry_on == (69,)
-    assert stages["download"].policy.retries == 3
-    assert all(stage.policy.timeout_seconds and stage.description for stage in stages.values())
+    assert stages["download"].options.retry_on == (69,)
+    assert stages["download"].options.retries == 3
+    assert all(stage.options.timeout_seconds and stage.description for stage in stages.values())
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from repositories import commit_all, run_command, run_dvc
 from toys import last_run, post_api, run_flow_module
+
+from flows.experiments import read_experiments
 
 
 def test_unknown_names_and_no_names_are_one_line_that_lists_the_known(project: Path) -> None:
@@ -16,8 +19,15 @@ def test_unknown_names_and_no_names_are_one_line_that_lists_the_known(project: P
     ):
         result = run_command(project, sys.executable, "-m", "flows.experiments", *arguments, status=1)
         assert result.stderr.startswith(f"experiments: {expected}; experiments.yaml has ")
-        assert "quick, standard, native, strong, record, reference_a, reference_b" in result.stderr
+        assert all(f" {name}" in result.stderr for name in read_experiments(ROOT))
         assert len(result.stderr.splitlines()) == 1
+
+
+def test_two_experiments_of_one_name_are_one_line(project: Path) -> None:
+    arguments = ["-S", "train.seed=[1]", "-S", "preprocess.seed=[0,'0']"]
+    result = run_command(project, sys.executable, "-m", "flows.experiments", *arguments, status=1)
+    assert "another of these experiments would also be called seed-1-seed-0; run them apart" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.slow

@@ -138,7 +138,7 @@ def test_a_lock_truncated_at_any_byte_is_restored(finished_toy: Path) -> None:
             f"cut after {length} bytes: {complete[:length][-80:]!r}"
         )
         assert len(messages) == 1, length
-        assert ("entries before" in messages[0]) == (length > between)
+        assert ("complete entries" in messages[0]) == (length > between)
 
 
 def test_a_complete_lock_is_not_changed_even_if_it_differs_from_the_commit(finished_toy: Path) -> None:
@@ -174,8 +174,8 @@ def test_complete_entries_before_the_truncated_one_are_kept(finished_toy: Path) 
     text = (finished_toy / "dvc.lock").read_text()
     (finished_toy / "dvc.lock").write_text(text[:-100])
     assert repair(finished_toy) == [
-        f"dvc.lock ends in the middle of long: {CAUSE}; repaired: kept the entries before, took the others from the "
-        "last commit; DVC's run cache has what ran since"
+        f"dvc.lock ends in the middle of long: {CAUSE}. Repaired: the complete entries are kept, the others are now as "
+        "in the last commit. DVC's run cache has what ran since"
     ]
     assert entries(finished_toy)["quick"]["params"]["params.yaml"]["quick"]["text"] == "newer"
     assert (finished_toy / "dvc.lock").read_text()[: text.index("  long:")] == text[: text.index("  long:")]
@@ -201,8 +201,8 @@ def test_without_a_committed_lock_one_line_says_what_to_do(finished_toy: Path, p
     (finished_toy / "dvc.lock").write_text("")
     expected = run_flow_module(finished_toy, prefect_api_url=prefect_api_url, status=1).stdout.strip()
     assert expected == (
-        f"dvc.lock is empty: {CAUSE}, and the last commit has no complete one: delete it and run again: "
-        "DVC's run cache brings back what ran here"
+        f"dvc.lock is empty: {CAUSE}, and the last commit has no complete one. Delete it and run again: DVC's "
+        "run cache restores what has run here"
     )
     assert (finished_toy / "dvc.lock").exists()
     (finished_toy / "dvc.lock").unlink()

@@ -63,7 +63,7 @@ def test_an_empty_dvc_lock_is_repaired_and_reported_in_one_line(project: Path) -
     result = make_run(project)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.splitlines()[0].startswith(
-        "dvc.lock is empty: a DVC command was killed while it wrote it; repaired"
+        "dvc.lock is empty: a DVC command was killed while it wrote it. Repaired"
     )
     assert (project / "dvc.lock").read_bytes() == complete
     assert "up to date" in result.stdout.lower() or "UpToDate" in result.stdout

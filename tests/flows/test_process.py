@@ -205,6 +205,18 @@ def test_a_cancelled_task_ends_its_command_first(tmp_path: Path) -> None:
     assert asyncio.run(run_and_cancel()) == []
 
 
+def test_a_task_that_is_cancelled_while_its_command_is_ended_is_cancelled(tmp_path: Path, stubborn: list[str]) -> None:
+    async def time_out_and_cancel() -> None:
+        task = asyncio.create_task(stream_command(stubborn, tmp_path, timeout=0.5))
+        await asyncio.sleep(1.5)  # it waits for the command to end
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(time_out_and_cancel())
+    assert processes_in(tmp_path) == []
+
+
 def test_a_program_that_exits_while_a_command_starts_does_not_hang(tmp_path: Path) -> None:
     program = (
         "import asyncio, pathlib, flows.process\n"

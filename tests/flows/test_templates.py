@@ -88,7 +88,7 @@ def test_stages_edges_and_order_are_those_of_dvc(project: Path, stages: dict[str
 def test_names_policies_and_groups_of_generated_stages(project: Path) -> None:
     write_dvc_yaml(project, TEMPLATES["foreach dict"])
     dag = read_dag(project)
-    assert [stage.policy.retries for stage in dag.stages.values()] == [0, 3, 2]
+    assert [stage.options.retries for stage in dag.stages.values()] == [0, 3, 2]
     assert dag.select(["train"], None) == ("train@cnn", "train@mlp")
     assert dag.select(["train@mlp"], None) == ("train@mlp",)
     with pytest.raises(FlowError, match=r"no stage 'train@rnn' in dvc\.yaml, which has data, train@cnn, train@mlp"):

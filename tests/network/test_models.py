@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 
 from stages.core.errors import StageError
-from stages.network.models import MODELS, build_model, whiten_stem
+from stages.network.models import MODELS, Classifier, build_model, whiten_stem
 from stages.network.weights import parameter_count
 
 IDENTITY = ([0.0], [1.0])  # mean and std
@@ -109,6 +110,16 @@ def test_the_outputs_of_a_whitened_stem_are_uncorrelated_with_equal_variance_and
     covariances = covariance - torch.diag(covariance.diagonal())
     assert covariances.abs().mean() < 0.1 * covariance.diagonal().mean()  # not exact, since it uses fewer patches
     assert covariance.diagonal().max() < 3 * covariance.diagonal().min()
+
+
+def test_a_stem_that_cannot_be_whitened_is_one_line() -> None:
+    network = build_model("compact", 16, 28, 1, 10, [0.5], [0.3])
+    flat = torch.full((10, 1, 28, 28), 200, dtype=torch.uint8)
+    with pytest.raises(StageError, match=r"train\.stem: whitened needs images with contrast"):
+        whiten_stem(network, flat)
+    linear = Classifier(nn.Sequential(nn.Flatten()), nn.Linear(784, 10), [0.5], [0.3])
+    with pytest.raises(StageError, match=r"train\.stem: whitened needs a network with a convolution"):
+        whiten_stem(linear, flat)
 
 
 def test_filters_beyond_the_number_of_directions_keep_their_random_weights() -> None:

@@ -10,19 +10,19 @@ def outputs(*logits: list[float]) -> Outputs:
     return Outputs(np.array(logits, np.float32), np.zeros((len(logits), 2), np.float32))
 
 
-@pytest.mark.parametrize(("flip_margin", "reasons"), [(0.1, 0), (0.01, 1)])
-def test_a_label_may_flip_only_within_the_flip_margin(flip_margin: float, reasons: int) -> None:
+@pytest.mark.parametrize(("flip_margin", "mismatch_count"), [(0.1, 0), (0.01, 1)])
+def test_a_label_may_flip_only_within_the_flip_margin(flip_margin: float, mismatch_count: int) -> None:
     difference = compare_outputs(outputs([1.0, 1.05], [3.0, 0.0]), outputs([1.05, 1.0], [3.0, 0.0]))
-    assert (difference.images, difference.flips) == (2, 1)
+    assert (difference.image_count, difference.flips) == (2, 1)
     assert difference.flip_margin == pytest.approx(0.05, abs=1e-6)
-    assert len(difference.reasons(atol=0.1, flip_margin=flip_margin)) == reasons
+    assert len(difference.mismatches(atol=0.1, flip_margin=flip_margin)) == mismatch_count
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")  # the quantile of an infinite error
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_number_that_is_not_finite_is_a_reason_for_any_tolerance(value: float) -> None:
     difference = compare_outputs(outputs([0.0, 1.0]), outputs([0.0, value]))
-    assert difference.reasons(atol=1e9, flip_margin=1e9) == ["a number that is not finite"]
+    assert difference.mismatches(atol=1e9, flip_margin=1e9) == ["a number that is not finite"]
 
 
 @pytest.mark.parametrize("images", [0, 40, 2000])

@@ -12,6 +12,7 @@ from PIL import Image
 from stages.core.errors import StageError
 from stages.download import download
 from stages.preprocess import preprocess
+from stages.sources.catalog import read_raw
 
 Fetch = Callable[[], Path]
 
@@ -60,6 +61,15 @@ def test_class_folders_alone_are_split_by_a_seed(
     raw = fetch()
     assert (raw / "cat/3.png").read_bytes() == (own_images / "cat/3.png").read_bytes()
     assert count_images(params, raw, tmp_path) == {"train": [8, 8], "validation": [2, 2], "test": [5, 5]}
+
+
+def test_the_first_images_are_of_all_classes(fetch: Fetch, own_images: Path) -> None:
+    write_images(own_images, *(f"{name}/{number}.png" for name in "abcd" for number in range(25)))
+    _, data = read_raw(fetch())
+    assert {*data.train.labels[:20].tolist()} == {0, 1, 2, 3}
+    assert [Path(data.train.locate(index)).parent.name for index in range(3)] == [
+        "abcd"[label] for label in data.train.labels[:3]
+    ]
 
 
 def test_train_and_test_folders_are_kept_apart(

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from stages.core.errors import StageError
 from stages.training.batches import Batches
 from stages.training.distributed import ProcessGroup
 
@@ -31,6 +32,12 @@ def test_an_epoch_gives_every_image_once_in_batches_equal_to_within_one(count: i
         assert max(sizes) <= size
         assert max(sizes) - min(sizes) <= 1
         assert sorted(torch.cat(labels).tolist()) == list(range(count))
+
+
+def test_a_batch_with_fewer_images_than_processes_is_one_line() -> None:
+    with pytest.raises(StageError, match=r"train\.batch: 4 gives .*: its 2 images are too few for 3 processes"):
+        make_batches(5, 4, process_group=ProcessGroup(0, 3))
+    make_batches(6, 3, process_group=ProcessGroup(0, 3))
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
