@@ -54,7 +54,7 @@ def form_body(*files: bytes) -> bytes:
 
 def post(body: bytes, content_type: str) -> Callable[[Address], int]:
     def send_post(address: Address) -> int:
-        return send(address, "POST", "/predict?seen=true", body, {"content-type": content_type})
+        return send(address, "POST", "/predict?include_input=true", body, {"content-type": content_type})
 
     return send_post
 
@@ -132,7 +132,7 @@ REQUESTS: dict[str, tuple[Callable[[Address], int], set[int]]] = {
 
 @app.default
 def soak(*, minutes: float = 10.0, clients: int = 12, model: Path = ROOT / "data" / "model" / "model.onnx") -> None:
-    command = [sys.executable, "-m", "lockstep", "serve", "--model", str(model), "--port", "0", "--seconds", "3"]
+    command = [sys.executable, "-m", "lockstep", "serve", "--model", str(model), "--port", "0", "--request-timeout", "3"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout

@@ -4,9 +4,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 from lockstep.classifier import Classifier, Prediction
 from lockstep.errors import ImageError, LockstepError
-from lockstep.proof import Proof
+from lockstep.proof import ProofFiles
 
-__all__ = ["Classifier", "ImageError", "LockstepError", "Prediction", "Proof", "__version__"]
+__all__ = ["Classifier", "ImageError", "LockstepError", "Prediction", "ProofFiles", "__version__"]
 
 try:
     __version__ = version("lockstep-onnx")

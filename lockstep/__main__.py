@@ -1,4 +1,4 @@
-"""The command `lockstep`, also `python -m lockstep`: arguments -> an exit status."""
+"""The command `lockstep`, also `python -m lockstep`."""
 
 import argparse
 import os

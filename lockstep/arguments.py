@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from lockstep.proof import Proof
+from lockstep.proof import ProofFiles
 
 MODEL = Path("data/model/model.onnx")
 
@@ -20,6 +20,6 @@ def add_proof_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--certificate", type=Path, help="its certificate; default: certificate.json beside the model")
 
 
-def proof_from_arguments(args: argparse.Namespace) -> Proof:
-    default = Proof.next_to(args.model)
-    return Proof(args.golden or default.golden, args.certificate or default.certificate)
+def proof_files_from_arguments(args: argparse.Namespace) -> ProofFiles:
+    default = ProofFiles.beside_model(args.model)
+    return ProofFiles(args.golden or default.golden, args.certificate or default.certificate)

@@ -1,4 +1,4 @@
-"""The bytes of certificate.json -> what was proven about a model, and of which files by their SHA-256."""
+"""Reads a certificate: what was proven about a model, and of which files, by their SHA-256."""
 
 import hashlib
 import json

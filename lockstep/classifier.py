@@ -1,11 +1,12 @@
-"""The library: an ONNX file of the pipeline and images of any kind -> labels with their probabilities."""
+"""Classifies images of any kind with an ONNX file of the pipeline."""
 
 import hashlib
+import io
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import onnxruntime
@@ -18,9 +19,9 @@ from lockstep.errors import ImageError, LockstepError
 from lockstep.golden import GoldenReplay, replay_golden_sample
 from lockstep.metadata import ModelMetadata, read_metadata
 from lockstep.preparation import Pixels, prepare_image
-from lockstep.proof import Proof, read_file
+from lockstep.proof import ProofFiles, read_file
 
-ImageLike = str | Path | bytes | Image.Image | NDArray[Any]
+ImageLike = str | Path | bytes | bytearray | io.IOBase | Image.Image | NDArray[Any]
 BATCH_SIZE = 64
 
 
@@ -45,52 +46,48 @@ class Classifier:
 
     Args:
         path: the ONNX file.
-        tuned_for: "latency" computes with one thread: best for single images and beside other work. "throughput"
-            uses all cores: best for large batches.
-        threads: CPU threads of the network, instead of those that `tuned_for` chooses.
+        threads: CPU threads of the network. One is best for single images and beside other work, None for large
+            batches: it uses all cores.
         batch_size: images that the network is given at once, at most.
         max_pixels: a larger image is refused before it is decoded.
-        proven: load the model only if its certificate names this file, and its golden sample is reproduced; True
-            expects certificate.json and golden.json beside the model, a Proof names other paths. The results are the
-            attributes `certificate` and `replay`.
+        verify: load the model only if its certificate names this file, and its golden sample is reproduced. True
+            expects certificate.json and golden.json beside the model, ProofFiles name other paths, False loads any
+            model. The results are the attributes `certificate` and `replay`.
     """
 
     def __init__(
         self,
         path: str | Path,
         *,
-        tuned_for: Literal["latency", "throughput"] = "latency",
-        threads: int | None = None,
+        threads: int | None = 1,
         batch_size: int = BATCH_SIZE,
         max_pixels: int = MAX_PIXELS,
-        proven: bool | Proof = False,
+        verify: bool | ProofFiles = True,
     ) -> None:
-        if tuned_for not in ("latency", "throughput"):
-            raise ValueError(f'tuned_for is {tuned_for!r}, not "latency" or "throughput"')
-        if batch_size < 1 or (threads is not None and threads < 1):
-            raise ValueError("batch_size and threads must be at least 1")
-        self.name = str(path)
+        if min(batch_size, max_pixels, 1 if threads is None else threads) < 1:
+            raise ValueError("threads, batch_size and max_pixels must be at least 1")
+        self.path = str(path)
         self.batch_size, self.max_pixels = batch_size, max_pixels
         data = read_file(Path(path), "`dvc repro` or `dvc pull` makes data/model/model.onnx")
-        proof = Proof.next_to(Path(path)) if proven is True else proven
-        evidence = proof.read_evidence(data, self.name) if proof else None
+        proof_files = ProofFiles.beside_model(Path(path)) if verify is True else verify
+        contents = proof_files.read_and_check(data, self.path) if proof_files else None
         self.sha256 = hashlib.sha256(data).hexdigest()
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._session = make_session(data, threads or (1 if tuned_for == "latency" else cores), self.name)
-        self.metadata: ModelMetadata = read_metadata(self._session.get_modelmeta().custom_metadata_map, self.name)
-        check_signature(self._session, self.metadata, self.name)
+        self._session = make_session(data, threads or cores, self.path)
+        self.metadata: ModelMetadata = read_metadata(self._session.get_modelmeta().custom_metadata_map, self.path)
+        check_inputs_and_outputs(self._session, self.metadata, self.path)
         self.certificate: Certificate | None = None
         self.replay: GoldenReplay | None = None
-        if evidence:
-            check_metadata(evidence.certificate, self.metadata, self.name)
-            self.certificate, self.replay = evidence.certificate, replay_golden_sample(evidence.golden, self)
+        if contents:
+            check_metadata(contents.certificate, self.metadata, self.path)
+            self.certificate, self.replay = contents.certificate, replay_golden_sample(contents.golden, self)
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.metadata.classes
 
     @overload
-    def predict(self, images: str | Path | bytes | Image.Image) -> Prediction: ...
+    def predict(self, images: str | Path | bytes | bytearray | io.IOBase | Image.Image) -> Prediction: ...
 
     @overload
     def predict(self, images: list[ImageLike] | tuple[ImageLike, ...]) -> list[Prediction]: ...
@@ -102,7 +99,7 @@ class Classifier:
         """Classify one image, or several.
 
         Args:
-            images: a path, the bytes of a file, a PIL image or an array; or an iterable of them, which gives a list.
+            images: a path, an open file, bytes, a PIL image or an array; or an iterable of these, which gives a list.
                 An array of the network's own size is its input without preparation: of a network that takes 28 x 28,
                 [28, 28] is one image and [n, 28, 28] are n, also if n is 1. Other arrays are [height, width] with 1, 3
                 or 4 channels last, and are prepared as files are. Floating-point pixels must be within 0..1.
@@ -111,12 +108,12 @@ class Classifier:
             shape = self.metadata.shape
             is_grey_batch = shape[0] == 1 and images.ndim == 3 and images.shape[1:] == shape[1:]
             if images.shape[1:] == shape or is_grey_batch:
-                return self.predict_pixels(to_uint8(images).reshape(-1, *shape))
+                return self.predict_prepared(to_uint8(images).reshape(-1, *shape))
             if images.ndim == 4:
                 images = list(images)
-        if isinstance(images, (str, Path, bytes, Image.Image, np.ndarray)):
-            return self.predict_pixels(self._prepare_batch([images]))[0]
-        return self.predict_pixels(self._prepare_batch(list(images)))
+        if isinstance(images, (str, Path, bytes, bytearray, Image.Image, np.ndarray, io.IOBase)):
+            return self.predict_prepared(self._prepare_batch([images]))[0]
+        return self.predict_prepared(self._prepare_batch(list(images)))
 
     def prepare(self, image: ImageLike) -> Pixels:
         """The network's input for one image: uint8[channels, height, width]."""
@@ -137,7 +134,7 @@ class Classifier:
             batches = [[np.empty((0, len(self.classes)), np.float32)] * 2]
         return Outputs(*(np.concatenate(arrays) for arrays in zip(*batches, strict=True)))
 
-    def predict_pixels(self, pixels: Pixels) -> list[Prediction]:
+    def predict_prepared(self, pixels: Pixels) -> list[Prediction]:
         """Predictions for prepared inputs: uint8[n, channels, height, width]."""
         return [self.to_prediction(row) for row in self.run(pixels).probabilities]
 
@@ -171,7 +168,7 @@ def make_session(data: bytes, threads: int, name: str) -> onnxruntime.InferenceS
         raise LockstepError(f"{name}: ONNX Runtime {onnxruntime.__version__} does not load it: {reason}") from None
 
 
-def check_signature(session: onnxruntime.InferenceSession, metadata: ModelMetadata, name: str) -> None:
+def check_inputs_and_outputs(session: onnxruntime.InferenceSession, metadata: ModelMetadata, name: str) -> None:
     """LockstepError unless the graph's inputs and outputs are those that the metadata declare."""
     inputs = {value.name: (value.type, value.shape[1:]) for value in session.get_inputs()}
     outputs = {value.name: (value.type, value.shape[1:]) for value in session.get_outputs()}
@@ -185,8 +182,10 @@ def check_signature(session: onnxruntime.InferenceSession, metadata: ModelMetada
 def to_uint8(array: NDArray[Any]) -> Pixels:
     if array.dtype == np.uint8:
         return array
-    if not array.size or array.dtype.kind not in "biuf":
-        raise ImageError(f"an array of {array.dtype} with shape {array.shape} holds no pixels")
+    if array.dtype.kind not in "biuf":
+        raise ImageError(f"an array of {array.dtype} holds no pixels")
+    if not array.size:
+        return array.astype(np.uint8)
     maximum = 1 if array.dtype.kind in "bf" else 255
     if not (array.min() >= 0 and array.max() <= maximum):  # NaN fails too
         raise ImageError(f"its pixels are outside 0..{maximum}, the range of {array.dtype}")

@@ -1,4 +1,4 @@
-"""A path, the bytes of a file, or a PIL image -> the image, decoded, upright, and without transparency."""
+"""Decodes an image file or bytes, turns it upright, and removes its transparency."""
 
 import io
 import warnings
@@ -20,14 +20,18 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def open_image(source: str | Path | bytes | Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(
+    source: str | Path | bytes | bytearray | io.IOBase | Image.Image, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
     """Decode the image and rotate it as its EXIF orientation says."""
     if isinstance(source, (str, Path)):
         try:
             source = Path(source).read_bytes()
         except (OSError, ValueError) as error:  # ValueError: the path has a null byte
             raise ImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if isinstance(source, bytes) and not source:
+    elif isinstance(source, io.IOBase):
+        source = bytes(source.read())
+    if isinstance(source, (bytes, bytearray)) and not source:
         raise ImageError("the file is empty")
     try:
         if isinstance(source, Image.Image):

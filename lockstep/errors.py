@@ -2,7 +2,7 @@
 
 
 class LockstepError(Exception):
-    """A file, an image or an argument is wrong."""
+    """A file or an image is wrong, or this machine computes other outputs than the golden sample has."""
 
 
 class ImageError(LockstepError):

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 class GoldenReplay(NamedTuple):
     images: int
-    difference: float  # the largest of all logits and probabilities
+    max_abs_error: float  # of all logits and probabilities
     tolerance: float
 
 
 def replay_golden_sample(data: bytes, classifier: "Classifier") -> GoldenReplay:
     """Run the inputs of golden.json's bytes; LockstepError if an output or a label is not the expected one."""
-    name = f"the golden sample of {classifier.name}"
+    name = f"the golden sample of {classifier.path}"
     try:
         content = json.loads(data)
         cases, tolerance = content["cases"], float(content["tolerance"])
@@ -37,13 +37,13 @@ def replay_golden_sample(data: bytes, classifier: "Classifier") -> GoldenReplay:
     try:
         outputs = classifier.run(pixels)
     except Exception as error:  # ONNX Runtime's errors have no common base class
-        raise LockstepError(f"{classifier.name}: cannot be run: {' '.join(str(error).split())[:200]}") from None
-    difference = float(np.max([np.abs(got - want).max() for got, want in zip(outputs, expected, strict=True)]))
-    if not difference <= tolerance:  # NaN fails too
+        raise LockstepError(f"{classifier.path}: cannot be run: {' '.join(str(error).split())[:200]}") from None
+    max_abs_error = float(np.max([np.abs(got - want).max() for got, want in zip(outputs, expected, strict=True)]))
+    if not max_abs_error <= tolerance:  # NaN fails too
         raise LockstepError(
-            f"{classifier.name}: differs from its golden sample by {difference:.2g}, more than {tolerance:g}; do not "
-            "use it here, or run `dvc repro` to make another"
+            f"{classifier.path}: differs from its golden sample by {max_abs_error:.2g}, more than {tolerance:g}; "
+            "do not use it here, or run `dvc repro` to make another"
         )
     if expected_labels != [classes[index] for index in outputs.logits.argmax(axis=1)]:
-        raise LockstepError(f"{classifier.name}: predicts other classes than its golden sample; run `dvc repro`")
-    return GoldenReplay(len(cases), difference, tolerance)
+        raise LockstepError(f"{classifier.path}: predicts other classes than its golden sample; run `dvc repro`")
+    return GoldenReplay(len(cases), max_abs_error, tolerance)

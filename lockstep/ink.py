@@ -1,4 +1,4 @@
-"""A grayscale image -> how much ink is at each pixel, within 0..1, for any light, paper and pen."""
+"""Finds how much ink, within 0..1, is at each pixel of a grayscale image, for any light, paper and pen."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""The metadata_props of an ONNX file of the pipeline -> its classes, its input and its image preparation."""
+"""Reads the metadata_props of an ONNX file of the pipeline: its classes, its input and its image preparation."""
 
 import json
 from collections.abc import Mapping

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lockstep.arguments import MODEL, positive
+from lockstep.arguments import MODEL, add_proof_arguments, positive, proof_files_from_arguments
 from lockstep.classifier import BATCH_SIZE, Classifier, Prediction
 from lockstep.decoding import MAX_PIXELS
 from lockstep.errors import ImageError, LockstepError
@@ -28,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("files", nargs="*", metavar="FILE", help="image files, folders and globs; - is the standard input")
     add("--model", type=Path, default=MODEL, help="the ONNX file; default: %(default)s")
+    add_proof_arguments(parser)
+    add("--no-verify", action="store_true", help="use any model, also without a golden sample and a certificate")
     add("--json", action="store_true", help="print one line of JSON per image")
     add("--top", type=positive, default=1, metavar="N", help="classes to show in the table")
     add("--threads", type=positive, metavar="N", help="CPU threads; default: all cores")
@@ -36,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     try:
-        classifier = Classifier(args.model, tuned_for="throughput", threads=args.threads, max_pixels=args.max_pixels)
+        verify = False if args.no_verify else proof_files_from_arguments(args)
+        classifier = Classifier(args.model, threads=args.threads, max_pixels=args.max_pixels, verify=verify)
     except LockstepError as error:
         print(error, file=sys.stderr)
         return 2
@@ -56,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
                 print(f"{source}: {error}", file=sys.stderr)
         if prepared:
             width = max(width, *(len(batch[index]) for index in prepared))
-            predictions = classifier.predict_pixels(np.stack(list(prepared.values())))
+            predictions = classifier.predict_prepared(np.stack(list(prepared.values())))
             for index, prediction in zip(prepared, predictions, strict=True):
                 if args.json:
                     print(json.dumps({"file": batch[index], **vars(prediction)}))

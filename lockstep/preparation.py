@@ -1,4 +1,4 @@
-"""An image -> the network's input, prepared as its training images were: the metadata name the preparation."""
+"""Makes an image the network's input, as its training images were prepared. The model's metadata name the way."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""A model's bytes and the paths of its golden sample and certificate -> both, if the hashes of all three agree."""
+"""Reads the golden sample and the certificate of a model, and checks that the hashes of all three agree."""
 
 import hashlib
 from dataclasses import dataclass
@@ -8,29 +8,29 @@ from typing import NamedTuple
 from lockstep.certificate import Certificate, read_certificate
 from lockstep.errors import FileMissingError, HashMismatchError
 
-HINT = "`dvc repro` makes it, `dvc pull` fetches it"
+HINT = "`dvc repro` makes it, `dvc pull` fetches it; verify=False and --no-verify do without"
 
 
-class Evidence(NamedTuple):
+class ProofContents(NamedTuple):
     certificate: Certificate
     golden: bytes  # whose SHA-256 the certificate names
 
 
 @dataclass(frozen=True)
-class Proof:
+class ProofFiles:
     """The paths of a model's golden sample and certificate."""
 
-    golden: Path
-    certificate: Path
+    golden: str | Path
+    certificate: str | Path
 
     @classmethod
-    def next_to(cls, model: Path) -> "Proof":
+    def beside_model(cls, model: Path) -> "ProofFiles":
         return cls(model.parent / "golden.json", model.parent / "certificate.json")
 
-    def read_evidence(self, model: bytes, name: str) -> Evidence:
+    def read_and_check(self, model: bytes, name: str) -> ProofContents:
         """Read each file once, and check the hashes before anything else is done with the model's bytes."""
-        golden = read_file(self.golden, f"a proven model has a golden sample; {HINT}")
-        data = read_file(self.certificate, f"a proven model has a certificate; {HINT}")
+        golden = read_file(Path(self.golden), f"a proven model has a golden sample; {HINT}")
+        data = read_file(Path(self.certificate), f"a proven model has a certificate; {HINT}")
         certificate = read_certificate(data, str(self.certificate))
         hashes = certificate.hashes
         for path, content, certified in (
@@ -43,7 +43,7 @@ class Proof:
                     f"{self.certificate}: does not certify {path}: it names sha256 {certified[:12]}, the file has "
                     f"{actual[:12]}; `dvc repro` certifies a model that passes its gates"
                 )
-        return Evidence(certificate, golden)
+        return ProofContents(certificate, golden)
 
 
 def read_file(path: Path, hint: str) -> bytes:

@@ -3,11 +3,13 @@
 import argparse
 import contextlib
 import logging
+import math
+import signal
 import socket
 import sys
 from pathlib import Path
 
-from lockstep.arguments import MODEL, add_proof_arguments, positive, proof_from_arguments
+from lockstep.arguments import MODEL, add_proof_arguments, positive, proof_files_from_arguments
 from lockstep.errors import LockstepError
 from lockstep.service.settings import ModelFiles, Settings
 
@@ -18,20 +20,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", type=Path, default=MODEL, help="the ONNX file, reloaded when it is replaced; default: %(default)s")
     add_proof_arguments(parser)
-    add("--unproven", action="store_true", help="load any model, without a golden sample and a certificate")
+    add("--no-verify", action="store_true", help="serve any model, also without a golden sample and a certificate")
     add("--report", type=Path, help="the report of the stage evaluate, shown at /model")
     add("--host", default="127.0.0.1", help="to listen at; 0.0.0.0 is every network; default: %(default)s")
     add("--port", type=port, default=8000, help="0 chooses a free one; default: %(default)s")
     for flag, default, text in (
         ("--threads", Settings.threads, "CPU threads of the network"),
-        ("--queue", Settings.queue, "images being answered at once; more are answered with 503"),
-        ("--connections", 512, "connections at once; more are answered with 503"),
+        ("--max-concurrent-images", Settings.max_concurrent_images, "of all requests at once; more get status 503"),
+        ("--max-connections", 512, "at once; more get status 503"),
         ("--max-bytes", Settings.max_bytes, "of a request"),
         ("--max-pixels", Settings.max_pixels, "of an image file"),
         ("--max-images", Settings.max_images, "of a request"),
     ):
         add(flag, type=positive, default=default, metavar="N", help=f"{text}; default: %(default)s")
-    add("--seconds", type=float, default=Settings.receive_seconds, help="for a request to arrive; default: %(default)s")
+    add(
+        "--request-timeout",
+        type=positive_seconds,
+        default=Settings.request_timeout,
+        metavar="SECONDS",
+        help="for a request to arrive; default: %(default)s",
+    )
 
 
 def port(text: str) -> int:
@@ -41,6 +49,13 @@ def port(text: str) -> int:
     return number
 
 
+def positive_seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return seconds
+
+
 def run(args: argparse.Namespace) -> int:
     try:
         import uvicorn
@@ -48,17 +63,18 @@ def run(args: argparse.Namespace) -> int:
         from lockstep.service.app import create_app
         from lockstep.service.header_timeout import make_protocol
     except ModuleNotFoundError as error:
-        print(f"lockstep serve needs {error.name}: pip install 'lockstep-onnx[service]'", file=sys.stderr)
+        print(f"lockstep serve needs {error.name}: in a checkout, pip install '.[service]'", file=sys.stderr)
         return 2
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+    logging.getLogger("lockstep").setLevel(logging.INFO)
     settings = Settings(
-        ModelFiles(args.model, None if args.unproven else proof_from_arguments(args), args.report),
+        ModelFiles(args.model, None if args.no_verify else proof_files_from_arguments(args), args.report),
         threads=args.threads,
-        queue=max(args.queue, args.max_images),
+        max_concurrent_images=max(args.max_concurrent_images, args.max_images),
         max_bytes=args.max_bytes,
         max_pixels=args.max_pixels,
         max_images=args.max_images,
-        receive_seconds=args.seconds,
+        request_timeout=args.request_timeout,
     )
     try:
         app = create_app(settings)
@@ -70,14 +86,15 @@ def run(args: argparse.Namespace) -> int:
     print(f"{args.model} at http://{f'[{host}]' if ':' in host else host}:{bound_port}/ (Ctrl-C stops it)", flush=True)
     config = uvicorn.Config(
         app,
-        http=make_protocol(args.seconds),
+        http=make_protocol(args.request_timeout),
         ws="none",
         log_level="error",
         access_log=False,
         server_header=False,
-        limit_concurrency=args.connections,
+        limit_concurrency=args.max_connections,
         timeout_graceful_shutdown=10,
     )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again after it has shut down
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listener])
     return 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnxruntime
 
-from lockstep.arguments import MODEL, add_proof_arguments, proof_from_arguments
+from lockstep.arguments import MODEL, add_proof_arguments, proof_files_from_arguments
 from lockstep.certificate import Certificate
 from lockstep.classifier import Classifier
 from lockstep.errors import FileMissingError, LockstepError
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     try:
-        classifier = Classifier(args.model, proven=proof_from_arguments(args))
+        classifier = Classifier(args.model, verify=proof_files_from_arguments(args))
     except LockstepError as error:
         if args.json:
             print(json.dumps({"proven": False, "reason": str(error)}))
@@ -53,6 +53,6 @@ def format_lines(certificate: Certificate, replay: GoldenReplay) -> list[str]:
         f" on {quality.images} test images of {certificate.dataset.name}, required: {quality.min_accuracy:g}",
         f"parity       equal to the trained network within {parity.atol:g} in {parity.configurations} configurations "
         f"on {parity.images} test images; labels equal unless two logits differ by less than {parity.margin:g}",
-        f"replay       {replay.images} golden images reproduced here within {replay.difference:.2g} (allowed: "
+        f"replay       {replay.images} golden images reproduced here within {replay.max_abs_error:.2g} (allowed: "
         f"{replay.tolerance:g}) by ONNX Runtime {onnxruntime.__version__}",
     ]

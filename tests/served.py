@@ -62,7 +62,7 @@ class Service:
     def predict(self, body: bytes, content_type: str = "image/png", query: str = "") -> Response:
         return self.request(f"/predict{query}", body, content_type)
 
-    def predict_pixels(self, *images: Any) -> Response:
+    def predict_prepared(self, *images: Any) -> Response:
         content = {"images": [np.asarray(image).tolist() for image in images]}
         return self.predict(json.dumps(content).encode(), "application/json")
 

@@ -1,4 +1,4 @@
-"""The settings of the service -> its ASGI application: POST /predict, /model, health, metrics, and a page at /."""
+"""The ASGI application of the service: POST /predict, /model, health, metrics, and a page at /."""
 
 import asyncio
 import base64
@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -36,8 +38,6 @@ PAGE_HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }
-BOOLEANS = {**dict.fromkeys(("true", "1", "yes", "on"), True), **dict.fromkeys(("false", "0", "no", "off"), False)}
-PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 MAX_BLOCKING_SECONDS = 0.002  # shorter computations are not worth a thread: the switch costs 0.7 ms
 
 
@@ -75,8 +75,8 @@ class Service:
         self.settings, self.metrics = settings, Metrics()
         self.reloader = ModelReloader(settings, self.metrics)
         self.body_bytes = Capacity(16 * settings.max_bytes)
-        self.images = Capacity(settings.queue)
-        self.metrics.images_inside.set_function(lambda: self.images.used)
+        self.images = Capacity(settings.max_concurrent_images)
+        self.metrics.images_in_progress.set_function(lambda: self.images.used)
         self.executor = ThreadPoolExecutor(max(2, (os.cpu_count() or 2) // 2), "lockstep")
         self.measured: Classifier | None = None  # the classifier that seconds_per_image was measured of
         self.seconds_per_image = math.inf
@@ -90,17 +90,17 @@ class Service:
         self.executor.shutdown(wait=False, cancel_futures=True)
 
     async def predict(self, request: Request) -> Response:
-        """Classify the images of the request; with ?seen=true, return the network's input too."""
+        """Classify the images of the request; with ?include_input=true, return the network's input too."""
         classifier, settings = self.reloader.classifier, self.settings
-        seen = request.query_params.get("seen", "false")
-        if seen.lower() not in BOOLEANS:
-            raise RequestError(422, f"query parameter seen is {seen!r:.40}, not true or false")
+        include_input = request.query_params.get("include_input", "false").lower()
+        if include_input not in ("true", "false"):
+            raise RequestError(422, f"query parameter include_input is {include_input!r:.40}, not true or false")
         with self.body_bytes.reservation() as reserve_bytes, self.images.reservation() as reserve_images:
             body = await read_body(request, settings, reserve_bytes)
             images = await parse_images(request, body, classifier.metadata, settings)
             reserve_images(len(images))
             try:
-                async with asyncio.timeout(settings.answer_seconds):
+                async with asyncio.timeout(settings.answer_timeout):
                     pixels = await self.prepare(classifier, images)
                     probabilities = await self.compute(classifier, pixels)
             except TimeoutError:
@@ -108,8 +108,8 @@ class Service:
         predictions = []
         for image, image_pixels, row in zip(images, pixels, probabilities, strict=True):
             prediction: dict[str, Any] = {"name": image.name, **vars(classifier.to_prediction(row))}
-            if BOOLEANS[seen.lower()]:
-                prediction["seen"] = base64.b64encode(image_pixels.tobytes()).decode()
+            if include_input == "true":
+                prediction["input"] = base64.b64encode(image_pixels.tobytes()).decode()
             predictions.append(prediction)
         return JSONResponse({"model": classifier.sha256, "predictions": predictions})
 
@@ -153,7 +153,7 @@ class Service:
         return JSONResponse({"status": "ready"})
 
     async def get_metrics(self, _: Request) -> Response:
-        return Response(self.metrics.render(), headers={"content-type": PROMETHEUS_TEXT})
+        return Response(generate_latest(self.metrics.registry), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
 
     async def get_page(self, _: Request) -> Response:
         return HTMLResponse(PAGE, headers=PAGE_HEADERS)

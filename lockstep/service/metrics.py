@@ -19,30 +19,30 @@ class Metrics:
         self.requests = Counter(
             "lockstep_requests", "Requests answered, by path and status.", ["path", "status"], registry=registry
         )
-        self.request_seconds = Histogram(
-            "lockstep_request_seconds",
+        self.request_duration_seconds = Histogram(
+            "lockstep_request_duration_seconds",
             "Time from a request's headers to its answer.",
             ["path"],
             buckets=SECONDS,
             registry=registry,
         )
-        self.images_inside = Gauge(
-            "lockstep_images_inside", "Images of requests that are being answered.", registry=registry
+        self.images_in_progress = Gauge(
+            "lockstep_images_in_progress", "Images of requests that are being answered.", registry=registry
         )
         self.reloads = Counter(
-            "lockstep_model_reloads", "New model files, by whether they were taken up.", ["result"], registry=registry
+            "lockstep_model_reloads",
+            "New model files, by whether they were loaded or refused.",
+            ["result"],
+            registry=registry,
         )
-        for result in ("taken_up", "refused"):
+        for result in ("loaded", "refused"):
             self.reloads.labels(result)
-        self.model_waiting = Gauge(
-            "lockstep_model_waiting",
+        self.model_files_incomplete = Gauge(
+            "lockstep_model_files_incomplete",
             "1 while files are missing or of different models, as during a run; for long: a run has failed.",
             registry=registry,
         )
         self.model = Info("lockstep_model", "The model that answers.", registry=registry)
-
-    def render(self) -> bytes:
-        return prometheus_client.generate_latest(self.registry)
 
 
 class RequestMetrics:
@@ -57,15 +57,15 @@ class RequestMetrics:
             return
         started, status = time.perf_counter(), 500
 
-        async def send_and_note_status(message: Message) -> None:
+        async def send_and_record_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self.app(scope, receive, send_and_note_status)
+            await self.app(scope, receive, send_and_record_status)
         finally:
             path = scope["path"] if scope["path"] in PATHS else "other"
             self.metrics.requests.labels(path, status).inc()
-            self.metrics.request_seconds.labels(path).observe(time.perf_counter() - started)
+            self.metrics.request_duration_seconds.labels(path).observe(time.perf_counter() - started)

@@ -1,4 +1,4 @@
-"""The model that answers now -> the OpenAPI document of the service, with that model's classes and sizes."""
+"""Makes the OpenAPI document of the service, with the classes and sizes of the model that answers now."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from lockstep.service.settings import Settings
 Schema = dict[str, Any]
 STATUSES = {
     400: "The body does not match its content type, or was cut off",
-    408: "The request did not arrive in time",
+    408: "The body of the request did not arrive in time",
     413: "Too many bytes, or too many images",
     415: "Unsupported content type",
-    422: "Not a readable image, one that is too large or shows nothing, or pixels of another shape",
-    503: "Too busy or not ready: try again after the seconds in Retry-After",
+    422: "No image, one that is not readable, too large or shows nothing, or pixels of another shape or value",
+    503: "Too busy, or not ready",
 }
 # Loads Swagger UI from a content delivery network: the only page that needs one.
 DOCS_PAGE = """<!doctype html>
@@ -78,19 +78,24 @@ MODEL = closed_object(
     preparation=TEXT,
     dataset=TEXT,
     metadata={"type": "object", "additionalProperties": TEXT},
-    golden_difference={"type": ["number", "null"]},
+    golden_max_abs_error={"type": ["number", "null"]},
     certificate={
         "anyOf": [reference("Certificate"), {"type": "null"}],
-        "description": "The content of certificate.json; null if the service runs with --unproven",
+        "description": "The content of certificate.json; null if the service runs with --no-verify",
     },
-    refused={"type": ["string", "null"], "description": "Why the newest files were not taken up"},
+    reload_error={"type": ["string", "null"], "description": "Why the newest files were not loaded"},
     metrics={"type": ["object", "null"], "description": "The report, if it is of the model that answers"},
 )
 
 
 def describe_api(classifier: Classifier, settings: Settings) -> Schema:
     metadata = classifier.metadata
-    seen = {"name": "seen", "in": "query", "required": False, "schema": {"type": "boolean", "default": False}}
+    include_input = {
+        "name": "include_input",
+        "in": "query",
+        "required": False,
+        "schema": {"type": "boolean", "default": False},
+    }
     predict = operation(
         "predict",
         "Classify images: the bytes of an image file, a form of image files, or pixels as JSON",
@@ -105,7 +110,9 @@ def describe_api(classifier: Classifier, settings: Settings) -> Schema:
             "description": f"Classifies images: {metadata.dataset}, {len(metadata.classes)} classes.",
         },
         "paths": {
-            "/predict": {"post": {**predict, "parameters": [seen], "requestBody": request_body(metadata, settings)}},
+            "/predict": {
+                "post": {**predict, "parameters": [include_input], "requestBody": request_body(metadata, settings)}
+            },
             "/model": {
                 "get": operation("model", "The model's hash, metadata, certificate and report", reference("Model"))
             },
@@ -132,8 +139,8 @@ def prediction_schema(metadata: ModelMetadata) -> Schema:
         probabilities=closed_object(**dict.fromkeys(metadata.classes, PROBABILITY)),
     )
     size = " x ".join(map(str, metadata.shape))
-    description = f"With ?seen=true: the network's input, {size} bytes"
-    schema["properties"]["seen"] = {**TEXT, "format": "byte", "description": description}
+    description = f"With ?include_input=true: the network's input, {size} bytes"
+    schema["properties"]["input"] = {**TEXT, "format": "byte", "description": description}
     return schema
 
 

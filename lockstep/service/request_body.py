@@ -1,4 +1,4 @@
-"""The body of a request -> the images in it, read within limits of size and time."""
+"""Reads the images in the body of a request, within limits of size and time."""
 
 import asyncio
 import json
@@ -6,11 +6,11 @@ import math
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from email.message import Message
 from itertools import chain
 from typing import Any
 
 import numpy as np
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -69,7 +69,7 @@ async def read_body(request: Request, settings: Settings, reserve: Callable[[int
     is_too_large = length.isdigit() and int(length) > settings.max_bytes
     body = bytearray()
     try:
-        async with asyncio.timeout(settings.receive_seconds):
+        async with asyncio.timeout(settings.request_timeout):
             async for chunk in request.stream():
                 is_too_large = is_too_large or len(body) + len(chunk) > settings.max_bytes
                 if not is_too_large:
@@ -77,7 +77,7 @@ async def read_body(request: Request, settings: Settings, reserve: Callable[[int
                     body += chunk
     except TimeoutError:
         if not is_too_large:
-            raise RequestError(408, f"the request did not arrive within {settings.receive_seconds:g} seconds") from None
+            raise RequestError(408, f"the request did not arrive within {settings.request_timeout:g} seconds") from None
     except ClientDisconnect:
         raise RequestError(400, "the client disconnected") from None
     if is_too_large:
@@ -117,12 +117,10 @@ async def parse_form(request: Request, body: bytes, settings: Settings) -> list[
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
-    header = Message()
-    header["content-type"] = request.headers["content-type"]
-    boundary = header.get_boundary()
+    boundary = parse_options_header(request.headers["content-type"])[1].get(b"boundary")
     if not boundary:
         raise RequestError(400, "not a valid form: its content type names no boundary")
-    if b"--" + boundary.encode("latin-1", "replace") + b"--" not in body[-len(boundary) - 1000 :]:
+    if b"--" + boundary + b"--" not in body[-len(boundary) - 1000 :]:
         raise RequestError(400, "not a valid form: it is cut off before its end")
     parser = MultiPartParser(
         request.headers, stream(), max_files=settings.max_images + 1, max_fields=1, max_part_size=settings.max_bytes

@@ -3,22 +3,23 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lockstep.proof import Proof
+from lockstep.decoding import MAX_PIXELS
+from lockstep.proof import ProofFiles
 
 
 @dataclass(frozen=True)
 class ModelFiles:
     model: Path
-    proof: Proof | None  # None: load a model without golden sample and certificate
+    proof_files: ProofFiles | None  # None: load a model without golden sample and certificate
     report: Path | None  # what the stage evaluate wrote, shown at /model
 
-    def signature(self) -> list[tuple[int, ...] | None]:
+    def stat_files(self) -> list[tuple[int, ...] | None]:
         """Changes if one of the model's files is replaced or written to."""
-        proof = (self.proof.golden, self.proof.certificate) if self.proof else ()
-        return [file_signature(path) for path in (self.model, *proof)]
+        proof = (self.proof_files.golden, self.proof_files.certificate) if self.proof_files else ()
+        return [stat_file(Path(path)) for path in (self.model, *proof)]
 
 
-def file_signature(path: Path) -> tuple[int, ...] | None:
+def stat_file(path: Path) -> tuple[int, ...] | None:
     try:
         status = path.stat()
     except OSError:
@@ -30,10 +31,10 @@ def file_signature(path: Path) -> tuple[int, ...] | None:
 class Settings:
     files: ModelFiles
     threads: int = 1  # of the network
-    queue: int = 256  # images being answered at once
+    max_concurrent_images: int = 256  # of all requests that are being answered
     max_bytes: int = 16_000_000  # of a request; all requests together may hold 16 times as many
-    max_pixels: int = 40_000_000  # of an image file
+    max_pixels: int = MAX_PIXELS  # of an image file
     max_images: int = 64  # of a request
-    receive_seconds: float = 10.0  # for a request to arrive
-    answer_seconds: float = 30.0  # until a request that has arrived is answered with 503
-    reload_seconds: float = 1.0  # between two checks of the model's files
+    request_timeout: float = 10.0  # seconds for a request to arrive
+    answer_timeout: float = 30.0  # seconds until a request that has arrived is answered with 503
+    reload_interval: float = 1.0  # seconds between two checks of the model's files

@@ -16,7 +16,7 @@ from conftest import ROOT
 from PIL import Image
 from served import certify, png_bytes
 
-from lockstep import Classifier, ImageError, LockstepError, Prediction, Proof
+from lockstep import Classifier, ImageError, LockstepError, Prediction, ProofFiles
 
 Tested = tuple[np.ndarray, np.ndarray]
 
@@ -63,7 +63,7 @@ def test_paths_bytes_pil_images_and_arrays_give_the_same_prediction(
 
 
 def test_the_batch_size_does_not_change_predictions(stage_outputs: Path, test_set: Tested) -> None:
-    predictions = Classifier(stage_outputs / "model.onnx", batch_size=7, tuned_for="throughput").predict(test_set[0])
+    predictions = Classifier(stage_outputs / "model.onnx", batch_size=7, threads=None).predict(test_set[0])
     for prediction, expected in zip(
         predictions, Classifier(stage_outputs / "model.onnx").predict(test_set[0]), strict=True
     ):
@@ -138,7 +138,7 @@ def test_an_invalid_model_is_an_error_of_one_line(stage_outputs: Path, tmp_path:
         (tmp_path / f"{name}.onnx").write_bytes(proto.SerializeToString())
     for name, message in cases.items():
         with pytest.raises(LockstepError, match=message) as error:
-            Classifier(tmp_path / f"{name}.onnx")
+            Classifier(tmp_path / f"{name}.onnx", verify=False)
         assert str(tmp_path / name) in str(error.value)
         assert "\n" not in str(error.value)
 
@@ -146,28 +146,29 @@ def test_an_invalid_model_is_an_error_of_one_line(stage_outputs: Path, tmp_path:
 def test_a_proven_model_has_its_certificate_and_an_unproven_one_is_refused(
     stage_outputs: Path, model_copy: Path, tmp_path: Path
 ) -> None:
-    classifier = Classifier(model_copy, proven=True)
+    classifier = Classifier(model_copy, verify=True)
     assert classifier.certificate
     assert classifier.certificate.content == json.loads((stage_outputs / "certificate.json").read_text())
     assert classifier.certificate.hashes.model_sha256 == classifier.sha256
     assert classifier.certificate.quality.accuracy >= classifier.certificate.quality.min_accuracy == 0.97
     assert classifier.replay
     assert (classifier.replay.images, classifier.replay.tolerance) == (10, 0.0001)
-    assert Classifier(model_copy).certificate is Classifier(model_copy).replay is None
+    unverified = Classifier(model_copy, verify=False)
+    assert unverified.certificate is unverified.replay is None
 
-    proof = Proof(stage_outputs / "golden.json", stage_outputs / "certificate.json")
+    proof = ProofFiles(stage_outputs / "golden.json", stage_outputs / "certificate.json")
     for name in ("golden.json", "certificate.json"):
         model_copy.with_name(name).unlink()
         with pytest.raises(LockstepError, match=f"{name}: there is no such file; .*`dvc repro`"):
-            Classifier(model_copy, proven=True)
+            Classifier(model_copy, verify=True)
         shutil.copyfile(stage_outputs / name, model_copy.with_name(name))
     expected = Path(shutil.copyfile(model_copy, tmp_path / "alone.onnx"))
-    assert Classifier(expected, proven=proof).certificate == classifier.certificate
+    assert Classifier(expected, verify=proof).certificate == classifier.certificate
     with pytest.raises(LockstepError, match="there is no such file"):
-        Classifier(expected, proven=True)
+        Classifier(expected, verify=True)
     expected.write_bytes(expected.read_bytes() + b"\0")
     with pytest.raises(LockstepError, match=r"certificate.json: does not certify .*alone.onnx"):
-        Classifier(expected, proven=proof)
+        Classifier(expected, verify=proof)
 
 
 BROKEN_GOLDEN = [
@@ -185,7 +186,7 @@ def test_an_invalid_golden_sample_is_refused_even_if_it_is_certified(
     model_copy.with_name("golden.json").write_bytes(data)
     certify(model_copy)
     with pytest.raises(LockstepError, match=f"the golden sample of .* {message}") as error:
-        Classifier(model_copy, proven=True)
+        Classifier(model_copy, verify=True)
     assert "\n" not in str(error.value)
 
 

@@ -85,7 +85,7 @@ def test_library_and_command_work_in_an_empty_environment(
     line = json.loads(run(command, "predict", "one.png", "--json", "--model", model, cwd=tmp_path))
     program = (
         "import lockstep; "
-        f"print(lockstep.__version__, lockstep.Classifier({str(model)!r}, proven=True).predict('one.png').label)"
+        f"print(lockstep.__version__, lockstep.Classifier({str(model)!r}, verify=True).predict('one.png').label)"
     )
     version = distributions["wheel"].name.split("-")[1]
     assert run(venv / "bin" / "python", "-c", program, cwd=tmp_path).split() == [version, line["label"]]

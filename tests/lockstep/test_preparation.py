@@ -108,11 +108,11 @@ def test_images_of_other_data_sets_are_stretched(stage_outputs: Path, tmp_path: 
         if entry.key == "preparation":
             entry.value = "resize"
     (tmp_path / "resize.onnx").write_bytes(proto.SerializeToString())
-    image = Classifier(tmp_path / "resize.onnx").prepare(Image.new("RGBA", (90, 50), "#00000000"))
+    image = Classifier(tmp_path / "resize.onnx", verify=False).prepare(Image.new("RGBA", (90, 50), "#00000000"))
     assert image.min() == 255  # transparency on white
     left = Image.new("L", (200, 50))
     left.paste(200, (0, 0, 100, 50))
-    image = Classifier(tmp_path / "resize.onnx").prepare(left)
+    image = Classifier(tmp_path / "resize.onnx", verify=False).prepare(left)
     assert image[0, :, :13].min() == 200
     assert image[0, :, 15:].max() == 0
 

@@ -20,7 +20,7 @@ from toys import run_flow_module, wait_until
 
 from flows.dvc.params_file import set_param
 from lockstep import proof
-from lockstep.proof import Proof
+from lockstep.proof import ProofFiles
 from lockstep.service.metrics import Metrics
 from lockstep.service.reloader import ModelReloader
 from lockstep.service.settings import ModelFiles, Settings
@@ -90,7 +90,7 @@ def send_requests(service: Service, test_set: Tested, threads: int = 4, pause: f
     def send_until_stopped() -> None:
         while not stop.wait(pause):
             try:
-                response = service.predict_pixels(test_set[0][0, 0])
+                response = service.predict_prepared(test_set[0][0, 0])
             except OSError:
                 client.statuses.add(0)
                 continue
@@ -115,8 +115,8 @@ def read_reloads(service: Service) -> tuple[int, int, int]:
     lines = dict(
         line.rsplit(" ", 1) for line in service.request("/metrics").content.decode().splitlines() if line[0] != "#"
     )
-    names = [f'lockstep_model_reloads_total{{result="{result}"}}' for result in ("taken_up", "refused")]
-    taken_up, refused, waiting = (int(float(lines[name])) for name in (*names, "lockstep_model_waiting"))
+    names = [f'lockstep_model_reloads_total{{result="{result}"}}' for result in ("loaded", "refused")]
+    taken_up, refused, waiting = (int(float(lines[name])) for name in (*names, "lockstep_model_files_incomplete"))
     return taken_up, refused, waiting
 
 
@@ -144,7 +144,7 @@ def test_a_proven_model_is_loaded_and_no_request_fails(
     assert after["sha256"] == sha256_of(other_model / "model.onnx")
     assert set(client.models) == {before["sha256"], after["sha256"]}
     assert read_reloads(service) == (1, 0, 0)
-    assert after["refused"] is None
+    assert after["reload_error"] is None
     assert before["certificate"] != after["certificate"] == json.loads((other_model / "certificate.json").read_text())
     assert len(log_lines(service)) == 1
 
@@ -163,7 +163,7 @@ def test_a_run_that_replaces_the_files_one_by_one_is_waited_for(
             if make:
                 replace(model_copy.parent, other_model, make)
             messages.append(
-                wait_until(lambda: new_message([None, *messages], service.request("/model").json["refused"]), 30)
+                wait_until(lambda: new_message([None, *messages], service.request("/model").json["reload_error"]), 30)
             )
             assert service.request("/model").json["sha256"] == before
             assert service.request("/readyz").status == 200
@@ -174,18 +174,18 @@ def test_a_run_that_replaces_the_files_one_by_one_is_waited_for(
         "model.onnx", "golden.json", "certificate.json", "certificate.json",
     ]  # fmt: skip
     assert "does not certify" in messages[2]
-    assert service.request("/model").json["refused"] is None
+    assert service.request("/model").json["reload_error"] is None
     assert read_reloads(service) == (1, 0, 0)
     first, last = log_lines(service)
-    assert f"waiting for a complete model: {messages[0]}; {before[:12]} still answers" in first
-    assert "taken up" in last
+    assert f"waiting for a complete model: {messages[0]}; {before[:12]} is still served" in first
+    assert "loaded" in last
 
 
 @pytest.mark.parametrize("case", ["gate of quality", "gate of parity", "no model", "missing", "golden alone"])
 def test_files_of_different_models_are_waited_for_and_the_old_model_answers(
     model_copy: Path, other_model: Path, service: Service, test_set: Tested, case: str, tmp_path: Path
 ) -> None:
-    before, answer = service.request("/model").json, service.predict_pixels(test_set[0][0, 0]).json
+    before, answer = service.request("/model").json, service.predict_prepared(test_set[0][0, 0]).json
     previous = Path(shutil.copytree(model_copy.parent, tmp_path / "previous"))
     if case in ("gate of quality", "gate of parity"):  # the files after such a run
         replace(model_copy.parent, other_model, "model.onnx", "golden.json")
@@ -198,17 +198,17 @@ def test_files_of_different_models_are_waited_for_and_the_old_model_answers(
     if case == "golden alone":
         model_copy.with_name("golden.json").write_text('{"cases": [')
     message = "there is no such file" if case in ("missing", "gate of parity") else "does not certify"
-    wait_until(lambda: service.request("/model").json["refused"], 30)
+    wait_until(lambda: service.request("/model").json["reload_error"], 30)
     description = service.request("/model").json
-    assert message in description["refused"]
-    assert "`dvc repro`" in description["refused"]
-    assert {**description, "refused": None} == before
-    assert service.predict_pixels(test_set[0][0, 0]).json == answer
+    assert message in description["reload_error"]
+    assert "`dvc repro`" in description["reload_error"]
+    assert {**description, "reload_error": None} == before
+    assert service.predict_prepared(test_set[0][0, 0]).json == answer
     assert service.request("/readyz").status == 200
     assert read_reloads(service) == (0, 0, 1)
     assert len(log_lines(service)) == 1
     replace(model_copy.parent, previous, *NAMES)
-    wait_until(lambda: service.request("/model").json["refused"] is None, 30)
+    wait_until(lambda: service.request("/model").json["reload_error"] is None, 30)
     assert read_reloads(service) == (0, 0, 0)
 
 
@@ -216,7 +216,7 @@ def test_files_of_different_models_are_waited_for_and_the_old_model_answers(
 def test_a_wrong_proof_is_refused_once_and_the_old_model_answers(
     model_copy: Path, other_model: Path, service: Service, test_set: Tested, case: str
 ) -> None:
-    before, answer = service.request("/model").json, service.predict_pixels(test_set[0][0, 0]).json
+    before, answer = service.request("/model").json, service.predict_prepared(test_set[0][0, 0]).json
     certificate = model_copy.with_name("certificate.json")
     message = {
         "differs": "differs from its golden sample by ",
@@ -233,16 +233,16 @@ def test_a_wrong_proof_is_refused_once_and_the_old_model_answers(
         certificate.write_bytes(certificate.read_bytes()[:300])
     else:
         certify(model_copy, quality__accuracy=0.1)
-    wait_until(lambda: service.request("/model").json["refused"], 30)
+    wait_until(lambda: service.request("/model").json["reload_error"], 30)
     time.sleep(2.5)  # two checks of the same files
     description = service.request("/model").json
-    assert message in description["refused"]
-    assert {**description, "refused": None} == before
-    assert service.predict_pixels(test_set[0][0, 0]).json == answer
+    assert message in description["reload_error"]
+    assert {**description, "reload_error": None} == before
+    assert service.predict_prepared(test_set[0][0, 0]).json == answer
     assert read_reloads(service) == (0, 1, 0)
     assert len(log_lines(service)) == 1
     replace(model_copy.parent, other_model, *NAMES)
-    wait_until(lambda: service.request("/model").json["refused"] is None, 30)
+    wait_until(lambda: service.request("/model").json["reload_error"] is None, 30)
     assert service.request("/model").json["sha256"] != before["sha256"]
     assert read_reloads(service) == (1, 1, 0)
 
@@ -250,13 +250,13 @@ def test_a_wrong_proof_is_refused_once_and_the_old_model_answers(
 def test_unproven_loads_any_model_that_can_be_run(model_copy: Path, tmp_path: Path) -> None:
     for name in NAMES[1:]:
         model_copy.with_name(name).unlink()
-    with run_service(tmp_path, model_copy, "--unproven") as service:
+    with run_service(tmp_path, model_copy, "--no-verify") as service:
         description = service.request("/model").json
-        assert description["certificate"] is description["golden_difference"] is None
+        assert description["certificate"] is description["golden_max_abs_error"] is None
         good = model_copy.read_bytes()
         model_copy.write_bytes(b"no model")
-        wait_until(lambda: service.request("/model").json["refused"], 30)
-        assert "does not load it" in service.request("/model").json["refused"]
+        wait_until(lambda: service.request("/model").json["reload_error"], 30)
+        assert "does not load it" in service.request("/model").json["reload_error"]
         model_copy.write_bytes(good)
         change_bias(model_copy, model_copy, 0.5)
         wait_until(lambda: service.request("/model").json["sha256"] == sha256_of(model_copy), 30)
@@ -265,7 +265,7 @@ def test_unproven_loads_any_model_that_can_be_run(model_copy: Path, tmp_path: Pa
 
 def test_a_report_of_another_run_is_not_shown(model_copy: Path, stage_outputs: Path, tmp_path: Path) -> None:
     report = Path(shutil.copyfile(stage_outputs / "evaluate.json", tmp_path / "evaluate.json"))
-    reloader = ModelReloader(Settings(ModelFiles(model_copy, Proof.next_to(model_copy), report)), Metrics())
+    reloader = ModelReloader(Settings(ModelFiles(model_copy, ProofFiles.beside_model(model_copy), report)), Metrics())
     content = json.loads(report.read_text())
     assert reloader.describe()["metrics"] == content
     report.write_text(json.dumps({**content, "accuracy": 0.2}))
@@ -284,7 +284,7 @@ def test_files_that_are_replaced_while_they_are_read_are_never_mixed(
         sha256_of(folder / "model.onnx"): (folder / "certificate.json").read_text()
         for folder in (previous, other_model)
     }
-    reloader = ModelReloader(Settings(ModelFiles(model_copy, Proof.next_to(model_copy), None)), Metrics())
+    reloader = ModelReloader(Settings(ModelFiles(model_copy, ProofFiles.beside_model(model_copy), None)), Metrics())
     stop, states = threading.Event(), set()
 
     def alternate() -> None:
@@ -300,22 +300,22 @@ def test_files_that_are_replaced_while_they_are_read_are_never_mixed(
             reloader.reload()
             description = reloader.describe()
             assert description["certificate"] == json.loads(certificates[description["sha256"]])
-            states.add((description["sha256"], description["refused"] is None))
+            states.add((description["sha256"], description["reload_error"] is None))
     finally:
         stop.set()
         thread.join()
     assert {refused for _, refused in states} == {True, False}, "the files were never of two models at once"
     assert count_refusals(reloader) == 0, "a file was read twice"
     reloader.reload()
-    assert (reloader.refusal, reloader.classifier.sha256) == (None, sha256_of(model_copy))
+    assert (reloader.reload_error, reloader.classifier.sha256) == (None, sha256_of(model_copy))
 
 
 @pytest.mark.parametrize("after", NAMES)
 def test_files_that_are_replaced_between_two_reads_wait_for_the_next_check(
     after: str, model_copy: Path, other_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reloader = ModelReloader(Settings(ModelFiles(model_copy, Proof.next_to(model_copy), None)), Metrics())
-    before, signature = reloader.classifier, reloader.files.signature()
+    reloader = ModelReloader(Settings(ModelFiles(model_copy, ProofFiles.beside_model(model_copy), None)), Metrics())
+    before, file_stats = reloader.classifier, reloader.files.stat_files()
     read_file = proof.read_file
 
     def read_and_replace(path: Path, missing: str) -> bytes:
@@ -329,25 +329,25 @@ def test_files_that_are_replaced_between_two_reads_wait_for_the_next_check(
     reloader.reload()
     assert reloader.classifier.sha256 == before.sha256
     assert reloader.is_waiting is (after != NAMES[-1])
-    assert (reloader.refusal is None) is (after == NAMES[-1])
+    assert (reloader.reload_error is None) is (after == NAMES[-1])
     assert count_refusals(reloader) == 0, "a file was read twice"
-    assert reloader.files.signature() != signature, "the next check would not notice it"
+    assert reloader.files.stat_files() != file_stats, "the next check would not notice it"
     monkeypatch.undo()
     reloader.reload()
-    assert (reloader.refusal, reloader.classifier.sha256) == (None, sha256_of(other_model / "model.onnx"))
+    assert (reloader.reload_error, reloader.classifier.sha256) == (None, sha256_of(other_model / "model.onnx"))
 
 
 def test_a_replaced_file_of_the_same_size_and_date_is_noticed(model_copy: Path, tmp_path: Path) -> None:
     """As an archive with fixed dates is unpacked, if the file system reuses the inode."""
-    files = ModelFiles(model_copy, Proof.next_to(model_copy), None)
+    files = ModelFiles(model_copy, ProofFiles.beside_model(model_copy), None)
     for name in NAMES:
         path = model_copy.with_name(name)
         os.utime(path, (0, 0))
-        before = files.signature()
+        before = files.stat_files()
         time.sleep(0.02)
         path.write_bytes(path.read_bytes())
         os.utime(path, (0, 0))
-        assert files.signature() != before
+        assert files.stat_files() != before
 
 
 # Pipeline runs that fail at their gates.
@@ -389,14 +389,14 @@ class TestRealRuns:
                     assert after["certificate"] == before["certificate"]
                     stopped = way == "dvc" and param.startswith("evaluate")  # before it wrote another model
                     assert (sha256_of(model) == before["sha256"]) is stopped
-                    assert bool(after["refused"]) is not stopped
+                    assert bool(after["reload_error"]) is not stopped
                     set_param(params, param, good[param])
                     runs[way](0)
                     wait_until(lambda: service.request("/model").json["sha256"] == sha256_of(model), 20)
                     wait_until(lambda: client.models[-1] == sha256_of(model), 20)
                     description = service.request("/model").json
                     assert description["sha256"] != before["sha256"]
-                    assert description["refused"] is None
+                    assert description["reload_error"] is None
                     assert description["metrics"]["accuracy"] == description["certificate"]["quality"]["accuracy"]
             assert len(client.models) == 1 + len(cases)
             assert read_reloads(service) == (4, 0, 0)

@@ -32,7 +32,7 @@ def large_png(image: np.ndarray) -> bytes:
 
 def test_pixels_as_json_are_the_networks_input(service: Service, test_set: Tested) -> None:
     images, labels = test_set
-    response = service.predict_pixels(*images[:20, 0])
+    response = service.predict_prepared(*images[:20, 0])
     assert response.status == 200
     assert [int(prediction["label"]) for prediction in response.json["predictions"]] == labels[:20].tolist()
     assert response.json["model"] == service.request("/model").json["sha256"]
@@ -51,7 +51,7 @@ def test_an_image_a_form_and_raw_bytes_give_the_same_prediction(service: Service
 
 def test_the_networks_input_is_returned_on_request(service: Service, test_set: Tested) -> None:
     body = json.dumps({"images": [test_set[0][4, 0].tolist()]}).encode()
-    seen = service.predict(body, "application/json", "?seen=true").json["predictions"][0]["seen"]
+    seen = service.predict(body, "application/json", "?include_input=true").json["predictions"][0]["input"]
     assert base64.b64decode(seen) == test_set[0][4].tobytes()
 
 
@@ -62,20 +62,20 @@ def test_the_model_is_described(service: Service, stage_outputs: Path) -> None:
     assert description["preparation"] == "mnist"
     assert description["metadata"]["weights_sha256"]
     assert description["metrics"] == json.loads((stage_outputs / "evaluate.json").read_text())
-    assert 0 <= description["golden_difference"] < 1e-4
+    assert 0 <= description["golden_max_abs_error"] < 1e-4
     assert description["certificate"] == json.loads((stage_outputs / "certificate.json").read_text())
-    assert description["refused"] is None
+    assert description["reload_error"] is None
 
 
 def test_health_readiness_and_metrics(service: Service, test_set: Tested) -> None:
     assert (service.request("/healthz").status, service.request("/readyz").status) == (200, 200)
-    before, _ = read_metrics(service), service.predict_pixels(test_set[0][0, 0])
+    before, _ = read_metrics(service), service.predict_prepared(test_set[0][0, 0])
     after = read_metrics(service)
     successes = 'lockstep_requests_total{path="/predict",status="200"}'
     assert after[successes] == before.get(successes, 0) + 1
-    assert after["lockstep_images_inside"] == 0
-    all_requests = 'lockstep_request_seconds_bucket{le="+Inf",path="/predict"}'
-    assert after[all_requests] == after['lockstep_request_seconds_count{path="/predict"}']
+    assert after["lockstep_images_in_progress"] == 0
+    all_requests = 'lockstep_request_duration_seconds_bucket{le="+Inf",path="/predict"}'
+    assert after[all_requests] == after['lockstep_request_duration_seconds_count{path="/predict"}']
 
 
 def read_metrics(service: Service) -> dict[str, float]:
@@ -94,7 +94,7 @@ ZEROS = np.zeros((28, 28), int).tolist()
         (b"not an image", "image/png", 422, "not a readable image"),
         (b"", "image/png", 422, "is empty"),
         (png_bytes(np.full((30, 30), 9, np.uint8)), "image/png", 422, "nothing stands out"),
-        (png_bytes(Image.new("1", (10_000, 10_000))), "image/png", 422, "more than 40,000,000"),
+        (png_bytes(Image.new("1", (10_000, 10_000))), "image/png", 422, "more than 50,000,000"),
         (b"x", "text/plain", 415, "content type text/plain"),
         (b"a=1", "application/x-www-form-urlencoded", 415, "content type"),
         (b"{", "application/json", 400, "not JSON"),
@@ -142,7 +142,7 @@ def test_unknown_paths_and_methods(service: Service) -> None:
     assert service.request("/other").json == {"error": "Not Found"}
     assert service.request("/predict").status == 405
     assert service.request("/predict").headers["allow"] == "POST"
-    assert service.request("/predict?seen=perhaps", b"x", "image/png").status == 422
+    assert service.request("/predict?include_input=perhaps", b"x", "image/png").status == 422
 
 
 def test_the_openapi_document_describes_the_model_that_answers(service: Service) -> None:
@@ -173,7 +173,7 @@ def test_the_page_requests_nothing_from_other_hosts(service: Service) -> None:
 
 def test_concurrent_requests_each_get_their_own_answer(service: Service, test_set: Tested) -> None:
     with ThreadPoolExecutor(16) as threads:
-        responses = list(threads.map(lambda image: service.predict_pixels(image[0]), test_set[0][:160]))
+        responses = list(threads.map(lambda image: service.predict_prepared(image[0]), test_set[0][:160]))
     assert [int(response.json["predictions"][0]["label"]) for response in responses] == test_set[1][:160].tolist()
 
 
@@ -196,7 +196,7 @@ def test_only_short_computations_run_in_the_event_loop(stage_outputs: Path, test
 def test_a_full_queue_answers_503_and_later_requests_succeed(
     stage_outputs: Path, test_set: Tested, tmp_path: Path
 ) -> None:
-    flags = ("--queue", "4", "--max-images", "4")
+    flags = ("--max-concurrent-images", "4", "--max-images", "4")
     body = png_bytes(np.asarray(Image.fromarray(test_set[0][0, 0]).resize((3000, 3000))))  # takes long to decode
     with run_service(tmp_path, stage_outputs / "model.onnx", *flags) as service, ThreadPoolExecutor(16) as threads:
         responses = list(threads.map(lambda _: service.predict(body), range(32)))
@@ -209,7 +209,7 @@ def test_a_full_queue_answers_503_and_later_requests_succeed(
 
 def test_slow_clients_are_disconnected(stage_outputs: Path, tmp_path: Path) -> None:
     head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ncontent-length: 100\r\n\r\n"
-    with run_service(tmp_path, stage_outputs / "model.onnx", "--seconds", "1") as service:
+    with run_service(tmp_path, stage_outputs / "model.onnx", "--request-timeout", "1") as service:
         for message, status in ((head + b"x", b"408"), (head[:20], b""), (b"", b"")):
             with socket.create_connection(service.address, timeout=15) as connection:
                 connection.sendall(message)
@@ -226,8 +226,8 @@ def test_closed_connections_release_their_capacity(stage_outputs: Path, test_set
             with socket.create_connection(service.address, timeout=5) as connection:
                 connection.sendall(head + bytes(size))
         time.sleep(0.5)
-        assert service.predict_pixels(test_set[0][0, 0]).status == 200
-        assert read_metrics(service)["lockstep_images_inside"] == 0
+        assert service.predict_prepared(test_set[0][0, 0]).status == 200
+        assert read_metrics(service)["lockstep_images_in_progress"] == 0
 
 
 def test_a_chunked_request_is_limited_as_it_arrives(service: Service) -> None:
@@ -276,8 +276,8 @@ def test_errors_at_the_start_are_one_line(
         assert message in result.stderr
         assert len(result.stderr.splitlines()) == 1
     assert run_serve(*model, "--port", "99999").returncode == 2
-    with run_service(tmp_path, model_copy, "--unproven") as unproven:
-        assert unproven.request("/model").json["golden_difference"] is None
+    with run_service(tmp_path, model_copy, "--no-verify") as unproven:
+        assert unproven.request("/model").json["golden_max_abs_error"] is None
         assert unproven.request("/model").json["certificate"] is None
     certificate, golden = str(stage_outputs / "certificate.json"), str(stage_outputs / "golden.json")
     model_copy.with_name("golden.json").unlink()
