@@ -132,7 +132,18 @@ REQUESTS: dict[str, tuple[Callable[[Address], int], set[int]]] = {
 
 @app.default
 def soak(*, minutes: float = 10.0, clients: int = 12, model: Path = ROOT / "data" / "model" / "model.onnx") -> None:
-    command = [sys.executable, "-m", "lockstep", "serve", "--model", str(model), "--port", "0", "--request-timeout", "3"]
+    command = [
+        sys.executable,
+        "-m",
+        "lockstep",
+        "serve",
+        "--model",
+        str(model),
+        "--port",
+        "0",
+        "--request-timeout",
+        "3",
+    ]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout

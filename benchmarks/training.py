@@ -177,8 +177,8 @@ def format_table(rows: list[dict[str, Any]], peak: float) -> str:
     lines = [
         f"Seconds are medians, of training loops alone. Matrix products run at {peak / 1e9:.0f} GFLOP/s here.",
         "",
-        "| recipe | seeds | test accuracy, mean (worst) | seconds | of reference A's three epochs "
-        "| of the fastest reference as accurate | of the limit |",
+        "| recipe | seeds | test accuracy, mean (worst) | seconds | time relative to reference A "
+        "| time relative to the fastest reference of this accuracy | share of the peak speed |",
         "|---|---|---|---|---|---|---|",
     ]
     for name in dict.fromkeys(row["recipe"] for row in rows):

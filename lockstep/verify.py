@@ -51,8 +51,9 @@ def format_lines(certificate: Certificate, replay: GoldenReplay) -> list[str]:
         f"certificate  {hashes.sha256}",
         f"accuracy     {quality.accuracy:.4f} (95 % interval {quality.accuracy_low:.4f} to {quality.accuracy_high:.4f})"
         f" on {quality.images} test images of {certificate.dataset.name}, required: {quality.min_accuracy:g}",
-        f"parity       equal to the trained network within {parity.atol:g} in {parity.configurations} configurations "
-        f"on {parity.images} test images; labels equal unless two logits differ by less than {parity.margin:g}",
+        f"parity       equal to the trained network within {parity.atol:g} in {parity.configurations} configurations, "
+        f"each on up to {parity.images} test images; "
+        f"labels equal unless two logits differ by less than {parity.margin:g}",
         f"replay       {replay.images} golden images reproduced here within {replay.max_abs_error:.2g} (allowed: "
         f"{replay.tolerance:g}) by ONNX Runtime {onnxruntime.__version__}",
     ]

@@ -95,8 +95,11 @@ def test_stages_modules_and_param_sections_have_the_same_names() -> None:
 def test_a_stage_is_a_function_of_its_name_with_a_test_file(name: str) -> None:
     stage = getattr(importlib.import_module(f"stages.{name}"), name)
     assert inspect.isfunction(stage)
-    assert (ROOT / "tests" / f"test_{name}.py").exists()
-    assert PIPELINE["stages"][name]["desc"]
+    assert (ROOT / "tests" / f"test_{name}.py").exists(), f"write tests/test_{name}.py"
+    assert PIPELINE["stages"][name].get("desc"), f"dvc.yaml, stages.{name}: add desc, a line that says what it does"
+    source = (ROOT / "stages" / f"{name}.py").read_text()
+    last_lines = f'if __name__ == "__main__":\n    run_stage({name})\n'
+    assert source.endswith(last_lines), f"stages/{name}.py must end with\n{last_lines}"
 
 
 def test_the_prefect_task_of_a_stage_and_its_run_have_the_stages_name() -> None:
@@ -130,8 +133,12 @@ def test_the_flow_reads_the_same_edges_and_order_as_dvc() -> None:
 def test_every_path_is_a_flag_of_the_stages_function(name: str) -> None:
     signature = inspect.signature(getattr(importlib.import_module(f"stages.{name}"), name))
     needed = {key for key, parameter in signature.parameters.items() if parameter.default is parameter.empty}
-    assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in signature.parameters.values())
-    assert {flag.removeprefix("--").replace("-", "_") for flag in command_flags(name)} == needed
+    positional = [
+        key for key, parameter in signature.parameters.items() if parameter.kind is not parameter.KEYWORD_ONLY
+    ]
+    assert not positional, f"{name}: put * before its parameters"
+    flags = {flag.removeprefix("--").replace("-", "_") for flag in command_flags(name)}
+    assert flags == needed, f"dvc.yaml, stages.{name}.cmd: its flags are not the parameters of {name}"
 
 
 @each_stage
@@ -303,7 +310,7 @@ def test_imports_go_one_way(file: Path) -> None:
 @pytest.mark.parametrize("file", CONSUMER_FILES, ids=lambda file: file.name)
 def test_the_consumer_imports_its_runtime_only_and_its_service_the_web_framework_too(file: Path) -> None:
     tops = {module.split(".")[0] for module in imported_modules(file)} - set(sys.stdlib_module_names)
-    service = {"starlette", "uvicorn", "prometheus_client"}  # what the extra `service` installs
+    service = {"starlette", "uvicorn", "prometheus_client", "python_multipart"}  # what the extra `service` installs
     serves = "service" in file.parts or file.name == "serve.py"
     allowed = {"lockstep", "numpy", "onnxruntime", "PIL"} | (service if serves else set())
     assert tops <= allowed
@@ -346,7 +353,9 @@ def test_reports_are_tracked_by_git_and_large_files_by_dvc(name: str) -> None:
     for kind in ("metrics", "outs"):
         for out in entry.get(kind, []):
             path, options = (out, {}) if isinstance(out, str) else next(iter(out.items()))
-            assert options.get("cache", True) == (not path.startswith("data/reports/")), path
+            is_report = path.startswith("data/reports/")
+            hint = "add cache: false, since git tracks reports" if is_report else "remove cache: false"
+            assert options.get("cache", True) == (not is_report), f"dvc.yaml, {path}: {hint}"
 
 
 def test_no_stage_sleeps_or_retries_and_no_flow_caches() -> None:

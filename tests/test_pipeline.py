@@ -260,7 +260,7 @@ def test_a_killed_train_resumes_to_the_same_bytes_and_two_never_run_at_once(proj
 def test_train_ends_within_seconds_when_dvc_is_killed(project: Path) -> None:
     set_param(project / "params.yaml", "train.epochs", 1000)
     with subprocess.Popen(["dvc", "repro"], cwd=project, env=command_environment(), stdout=subprocess.DEVNULL) as repro:
-        wait_until(lambda: train_processes(project))
+        wait_until(lambda: train_processes(project), 60)
         repro.kill()
         repro.wait()
     wait_until(lambda: not train_processes(project), seconds=15)  # also when it was still importing torch

@@ -71,7 +71,7 @@ def test_the_table_has_every_experiment_network_and_optimizer() -> None:
         "import sys, json; sys.path[:0] = ['tests']; import portable_runs; print(json.dumps([*portable_runs.runs()]))"
     )
     completed = subprocess.run([sys.executable, "-c", listing], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert json.loads(completed.stdout) == list(TABLE)
+    assert json.loads(completed.stdout) == list(TABLE), "add the missing runs: python tests/portable_runs.py --write"
     experiments = YAML(typ="safe", pure=True).load(ROOT / "experiments.yaml")
     assert {name for name, changes in experiments.items() if [*changes] != ["machine.arithmetic"]} <= TABLE.keys()
 

@@ -93,7 +93,7 @@ def test_library_and_command_work_in_an_empty_environment(
     assert "is proven" in run(command, "verify", model, cwd=tmp_path)
     assert "is proven" in run(venv / "bin" / "python", "-m", "lockstep", "verify", model, cwd=tmp_path)
     reply = run(command, "serve", "--model", model, cwd=tmp_path, status=2)
-    assert reply.endswith(": pip install 'lockstep-onnx[service]'\n")
+    assert reply.endswith(": in a checkout, pip install '.[service]'\n")
     assert len(reply.splitlines()) == 1
 
 

@@ -1,4 +1,4 @@
-"""New files under a running service: taken up once they are proven; until then the old model answers every request."""
+"""New files under a running service: loaded once they are proven; until then the old model answers every request."""
 
 import json
 import os
@@ -111,7 +111,7 @@ def send_requests(service: Service, test_set: Tested, threads: int = 4, pause: f
 
 
 def read_reloads(service: Service) -> tuple[int, int, int]:
-    """Models taken up, models refused, and 1 if the service waits for files."""
+    """Models loaded, models refused, and 1 if the service waits for files."""
     lines = dict(
         line.rsplit(" ", 1) for line in service.request("/metrics").content.decode().splitlines() if line[0] != "#"
     )
