@@ -1,4 +1,4 @@
-"""The environment in which DVC and the stages run."""
+"""The environment in which DVC and the stages run: the project's own, .venv, or that of this process."""
 
 import os
 import subprocess
@@ -6,13 +6,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+PROJECT_BIN = Path(__file__).parent.parent / ".venv" / "bin"
+
 
 def environment() -> dict[str, str]:
-    """This process's environment, with its Python first on PATH: the `python` of a stage's command is this one."""
+    """This process's variables, with the project's Python first on PATH: it is the `python` of a stage's command.
+
+    A worker's own Python may be another one, which has Prefect but not the libraries of this revision.
+    """
+    folder = PROJECT_BIN if PROJECT_BIN.is_dir() else Path(sys.executable).parent
     return {
         **os.environ,
         "PYTHONUNBUFFERED": "1",  # lines appear when they are written, also in a pipe
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "PATH": os.pathsep.join([str(folder), os.environ.get("PATH", os.defpath)]),
     }
 
 

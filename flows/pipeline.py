@@ -34,9 +34,10 @@ from flows.errors import FlowError
 from flows.parameters import make_overrides_model, stage_name_type, validate_params
 from flows.plan import LOST_ENTRY, Plan, explain_run, make_plan, needs_validation
 from flows.process import CommandResult
-from flows.report import StageResult, format_result, plan_title, publish_report, run_title
+from flows.report import StageResult, format_result, plan_title, publish_report, result_stages, run_title
+from flows.results import take_over_results
 from flows.terminal import run_cli, run_flow
-from flows.workspace import Where, open_workspace
+from flows.workspace import UPSTREAM, Where, open_workspace
 
 ROOT = Path(__file__).parent.parent
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ async def pipeline(
     params: Overrides | None = None,
     where: Where = "tree",
     commit_to: str | None = None,
+    push: bool = False,
 ) -> State[Any]:
     """Run the stages of dvc.yaml that are stale, as `dvc repro` does, and say why.
 
@@ -65,19 +67,26 @@ async def pipeline(
         params: change these values in params.yaml first
         where: tree is the project's folder; clone is a clean clone of its HEAD, with the same DVC cache
         commit_to: the branch to which the results are committed (dvc.lock, params.yaml, reports); needs a clone
+        push: commit to that branch of origin, and start from the results that it has
     """
     log = get_run_logger()
     changes = {
         name: value for name, value in flatten(params.model_dump() if params else {}).items() if value is not None
     }
     try:
-        async with open_workspace(ROOT, where, commit_to, log.info) as workspace:
-            results, log_dir = await run_stages(workspace.path, only, from_stage, force, changes)
+        async with open_workspace(ROOT, where, commit_to, push, log.info) as workspace:
+            if push:
+                workspace = await take_over_results(workspace, f"{UPSTREAM}/{commit_to}", changes, log.info)
+            pull = workspace.has_dvc_remote
+            results, log_dir = await run_stages(workspace.path, only, from_stage, force, changes, pull)
+            if pull and (stages := result_stages(read_dag(workspace.path))):
+                await run_dvc(["pull", "--allow-missing", *stages], workspace.path)
             await publish_report(workspace.path, results, log_dir)
             await rename_flow_run(run_title(results))
             state = flow_state(results)
             if state.is_completed():
-                await workspace.save_results(commit_to, run_title(results), log.info)
+                stages_run = [result.stage for result in results if result.state in ("Ran", "Restored")]
+                await workspace.save_results(commit_to, run_title(results), stages_run, log.info)
                 log.info(format_result(workspace.path) or "There is no result yet: not all stages have run")
             return state
     except FlowError as error:
@@ -86,18 +95,26 @@ async def pipeline(
 
 
 async def run_stages(
-    root: Path, only: Sequence[str], from_stage: str | None, force: bool, changes: Mapping[str, Any]
+    root: Path,
+    only: Sequence[str],
+    from_stage: str | None,
+    force: bool,
+    changes: Mapping[str, Any],
+    pull: bool = False,
 ) -> tuple[list[StageResult], Path]:
-    """Run each stage in a task as soon as its upstream has ended; returns the results and the folder of the logs."""
+    """Run each stage in a task as soon as its upstream has ended; returns the results and the folder of the logs.
+
+    With PULL data may be missing: what a stage needs is pulled from the DVC remote.
+    """
     log, dag = get_run_logger(), read_dag(root, changes)
     await repair_lockfile(root, dag, log.info)
-    plan = await plan_run(root, dag, dag.select(only, from_stage), force, changes, log.info)
+    plan = await plan_run(root, dag, dag.select(only, from_stage), force, changes, log.info, allow_missing=pull)
     if changes:
         write_params(root / "params.yaml", edit_params_text(root / "params.yaml", changes))
     log.info(f"{plan}\n")
     await rename_flow_run(plan_title(plan))
     log_dir = ROOT / "logs" / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}-{flow_run.id[:8]}"
-    run, entries_before = PipelineRun(root, dag, plan, force, log_dir), [*read_lock_text(root).entries]
+    run, entries_before = PipelineRun(root, dag, plan, force, pull, log_dir), [*read_lock_text(root).entries]
     try:
         async with asyncio.TaskGroup() as group:
             for name in plan.reasons:
@@ -119,6 +136,7 @@ async def plan_run(
     force: bool,
     changes: Mapping[str, Any],
     on_wait: Callable[[str], None],
+    allow_missing: bool = False,
 ) -> Plan:
     """The plan, once all params are known to be valid."""
     params = {**flatten(read_params(root / "params.yaml")), **changes}
@@ -135,14 +153,16 @@ async def plan_run(
         present = read_dag(root).stages
         status |= {name: ["changed command"] for name in selected if dag.stages[name] != present.get(name)}
     lost_entries = missing_entries(lock_entries, committed_lock_text(root)) if lock_entries else ()
-    return make_plan(dag, selected, status, lock_entries, params, lost_entries)
+    return make_plan(dag, selected, status, lock_entries, params, lost_entries, allow_missing)
 
 
 class PipelineRun:
     """What the tasks of one run share."""
 
-    def __init__(self, root: Path, dag: Dag, plan: Plan, force: bool, log_dir: Path) -> None:
-        self.root, self.dag, self.plan, self.force, self.log_dir = root, dag, plan, force, log_dir
+    def __init__(self, root: Path, dag: Dag, plan: Plan, force: bool, pull: bool, log_dir: Path) -> None:
+        self.root, self.dag, self.plan, self.log_dir = root, dag, plan, log_dir
+        self.force = force
+        self.flags = [*(["--force"] if force else []), *(["--pull", "--allow-missing"] if pull else [])]
         self.states: dict[str, asyncio.Task[State[Any]]] = {}
         self.seconds: dict[str, float] = {}  # that `dvc repro` took, with retries
         self.exit_statuses: dict[str, int] = {}  # of the commands of failed stages
@@ -181,7 +201,7 @@ class PipelineRun:
         before, start = (await read_lock(self.root, name)).get(name), time.monotonic()
         self.log_dir.mkdir(parents=True, exist_ok=True)
         result = await run_dvc(
-            ["repro", "--single-item", *(["--force"] if self.force else []), name],
+            ["repro", "--single-item", *self.flags, name],
             self.root,
             on_line=lambda line: None if is_hint(line) else log.info(line),
             on_wait=log.info,
@@ -247,6 +267,7 @@ def pipeline_cli(
     set_: Annotated[tuple[str, ...], Parameter(name=["-S", "--set-param"])] = (),
     where: Where = "tree",
     commit_to: str | None = None,
+    push: bool = False,
     plan: bool = False,
 ) -> None:
     """Run the stages of dvc.yaml that are stale, each as a Prefect task; say what happened to each and why.
@@ -271,6 +292,8 @@ def pipeline_cli(
         tree: the project's folder. clone: a clean clone of its HEAD, with the same DVC cache.
     commit_to
         The branch to which the results are committed: dvc.lock, params.yaml and reports. Needs --where clone.
+    push
+        Commit to that branch of origin, and start from the results that it has.
     plan
         Print which stages would run and why, and run none.
     """
@@ -281,8 +304,10 @@ def pipeline_cli(
         raise FlowError(f"--only: name the stages to run; dvc.yaml has {', '.join(dag.stages)}")
     selected = dag.select(only or (), from_)
     if plan:
-        if where != "tree" or commit_to:
-            raise FlowError("--plan reads the project's folder and runs nothing: leave --where and --commit-to out")
+        if where != "tree" or commit_to or push:
+            raise FlowError(
+                "--plan reads the project's folder and runs nothing: leave --where, --commit-to, --push out"
+            )
         asyncio.run(check_lockfile(ROOT, dag))
         print(asyncio.run(plan_run(ROOT, dag, selected, force, changes, print)))
         return
@@ -294,6 +319,7 @@ def pipeline_cli(
         params=Overrides.model_validate(changes) if changes else None,
         where=where,
         commit_to=commit_to,
+        push=push,
     )
     sys.exit(status)
 

@@ -10,6 +10,7 @@ from flows.dvc.lock_file import LockEntry
 from flows.dvc.params_file import flatten
 
 LOST_ENTRY = "missing from dvc.lock, present in the last commit's"
+MISSING = ("deleted", "not in cache")  # in `dvc status`
 MAX_NAMED = 3  # changes of one kind that a reason names; the others are counted
 
 
@@ -29,21 +30,37 @@ def make_plan(
     lock_entries: Mapping[str, LockEntry],
     params: Mapping[str, Any],
     lost_entries: Container[str] = (),
+    allow_missing: bool = False,
 ) -> Plan:
     """Explain each selected stage.
 
     STATUS is that of `dvc status`, LOCK_ENTRIES are those of dvc.lock, PARAMS the values that the run will use.
-    LOST_ENTRIES are the stages that dvc.lock has in the last commit but not now.
+    LOST_ENTRIES are the stages that dvc.lock has in the last commit but not now. With ALLOW_MISSING data that is only
+    missing here is no reason to run, as with `dvc repro --allow-missing`.
     """
     reasons: dict[str, str] = {}
     for name in selected:
         stage = dag.stages[name]
         stale_upstream = [upstream for upstream in stage.upstream if reasons.get(upstream)]
         new_deps = {out for upstream in stale_upstream for out in dag.stages[upstream].outs}
-        own_reasons = explain_stale(status.get(name, []), lock_entries.get(name), stage_params(params, stage), new_deps)
+        stage_status = drop_missing(status.get(name, [])) if allow_missing else status.get(name, [])
+        own_reasons = explain_stale(stage_status, lock_entries.get(name), stage_params(params, stage), new_deps)
         reason = LOST_ENTRY if name in lost_entries else "; ".join(own_reasons)
         reasons[name] = reason or (f"after {', '.join(stale_upstream)}" if stale_upstream else "")
     return Plan(reasons)
+
+
+def drop_missing(status: list[Any]) -> list[Any]:
+    """The status of a stage without the deps and outs whose data is missing."""
+    return [
+        {
+            kind: {path: change for path, change in paths.items() if change not in MISSING}
+            for kind, paths in item.items()
+        }
+        if isinstance(item, dict)
+        else item
+        for item in status
+    ]
 
 
 def needs_validation(

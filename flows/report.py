@@ -115,6 +115,12 @@ def format_result(root: Path) -> str:
     return "\n".join(f"  {name:<10} {text}" for name, text in read_result(root).items())
 
 
+def result_stages(dag: Dag) -> list[str]:
+    """The stages whose outs the result is read from."""
+    artifacts = set(dag.artifacts.values())
+    return [name for name, stage in dag.stages.items() if artifacts & set(stage.outs) or name == "validate_parity"]
+
+
 def read_result(root: Path) -> dict[str, str]:
     """Data set, accuracy with its interval, parity, and the ONNX file; empty until all of them exist."""
     dag = read_dag(root)

@@ -1,11 +1,13 @@
 """Where a run works: the project's folder, or a clean clone of its HEAD with the same DVC cache."""
 
+import asyncio
 import os
+import random
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,43 +18,55 @@ from flows.process import stream_command
 
 Where = Literal["tree", "clone"]
 COMMITTER = ("-c", "user.name=Lockstep", "-c", "user.email=lockstep@localhost")
-COMMIT_ATTEMPTS = 3  # another run may commit to the same branch at the same time
+COMMIT_ATTEMPTS = 20  # other runs may commit to the same branch at the same time
+UPSTREAM = "upstream"  # in a clone: the origin of the project
 OnMessage = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Workspace:
     path: Path
-    project_dir: Path
-    has_remote: bool = False  # whether results are pushed to a DVC remote
+    base: str = "HEAD"  # the commit whose dvc.lock the run starts from
+    git_remote: str = "origin"  # where results are committed to: origin is the project's folder, upstream its origin
+    has_dvc_remote: bool = False
 
-    async def save_results(self, branch: str | None, message: str, on_message: OnMessage) -> None:
-        """Push the outputs to the DVC remote. If dvc.lock has changed, commit what changed to the project's branch."""
-        if self.has_remote:
-            await dvc(self.path, "push", on_line=on_message)
-        if branch and await git(self.path, "status", "--porcelain", "dvc.lock"):
-            await commit(self.path, self.project_dir, branch, message)
-            on_message(f"Committed to the branch {branch}")
+    async def save_results(
+        self, branch: str | None, message: str, stages_run: Sequence[str], on_message: OnMessage
+    ) -> None:
+        """Push the outputs of these stages to the DVC remote. Commit a changed dvc.lock to the branch."""
+        if self.has_dvc_remote and stages_run:
+            await dvc(self.path, "push", *stages_run, on_line=on_message)
+        if branch and await git(self.path, "diff", "--name-only", self.base, "--", "dvc.lock"):
+            await commit(self.path, self.git_remote, branch, message)
+            on_message(f"Committed to the branch {branch}" + (" of origin" if self.git_remote == UPSTREAM else ""))
 
 
 @asynccontextmanager
 async def open_workspace(
-    project_dir: Path, where: Where, branch: str | None, on_message: OnMessage
+    project_dir: Path, where: Where, branch: str | None, push: bool, on_message: OnMessage
 ) -> AsyncIterator[Workspace]:
+    if push and not branch:
+        raise FlowError("push needs commit_to: the branch of origin that the results are pushed to")
     if where == "tree":
         if branch:
             raise FlowError("commit_to needs where=clone: in the project's folder you commit yourself")
         await remove_abandoned_clones(project_dir)
         lock = dvc_tmp_dir(project_dir) / "lockstep.lock"
         async with hold_lock(lock, "another run in this folder", on_message):  # all of them change its params.yaml
-            yield Workspace(project_dir, project_dir)
+            yield Workspace(project_dir)
         return
     if branch:
         await git(project_dir, "check-ref-format", "--branch", branch)
-        if await git(project_dir, "branch", "--show-current") == [branch]:
+        if not push and await git(project_dir, "branch", "--show-current") == [branch]:
             raise FlowError(f"commit_to: {branch} is checked out in the project's folder; name another branch")
     async with scratch_dir(project_dir) as path:
-        yield await clone(project_dir, path, on_message)
+        workspace = await clone(project_dir, path, on_message)
+        if push and branch:
+            url = (await git(project_dir, "remote", "get-url", "origin"))[-1]
+            await git(path, "remote", "add", UPSTREAM, url)
+            await fetch_branch(path, UPSTREAM, branch)
+            workspace = replace(workspace, git_remote=UPSTREAM)
+        yield workspace
 
 
 @asynccontextmanager
@@ -71,13 +85,11 @@ async def clone(project_dir: Path, path: Path, on_message: OnMessage) -> Workspa
     await git(path, "checkout", "--quiet", "--detach", head)
     settings = await dvc_settings(project_dir)
     write_dvc_settings(path, settings)
-    has_remote = "core.remote" in settings
-    on_message(f"Works in a clean clone of {head[:10]}" + (", with the remote's data" if has_remote else ""))
-    if has_remote:
-        await dvc(path, "pull", "--allow-missing", on_line=on_message)
-    else:
+    has_dvc_remote = "core.remote" in settings
+    on_message(f"Works in a clean clone of {head[:10]}" + (", with the remote's data" if has_dvc_remote else ""))
+    if not has_dvc_remote:  # with a remote `dvc repro --pull` fetches what a stage needs
         await run_dvc(["checkout", "--allow-missing"], path)  # fails for data that is not in the cache
-    return Workspace(path, project_dir, has_remote)
+    return Workspace(path, has_dvc_remote=has_dvc_remote)
 
 
 async def dvc_settings(project_dir: Path) -> dict[str, str]:
@@ -132,26 +144,31 @@ async def lock_clones(project_dir: Path) -> AsyncIterator[Path]:
         yield clones
 
 
-async def commit(path: Path, project_dir: Path, branch: str, message: str) -> None:
-    """Commit the files in PATH to the branch of PROJECT_DIR, as a merge of the branch and the commit that ran.
+async def fetch_branch(path: Path, remote: str, branch: str) -> str | None:
+    """Fetch the branch, as REMOTE/BRANCH; returns its last commit, or None if there is no such branch."""
+    if not await git(path, "ls-remote", "--heads", remote, f"refs/heads/{branch}"):
+        return None
+    await git(path, "fetch", "--quiet", remote, f"+refs/heads/{branch}:refs/remotes/{remote}/{branch}")
+    return (await git(path, "rev-parse", f"refs/remotes/{remote}/{branch}"))[-1]
+
+
+async def commit(path: Path, remote: str, branch: str, message: str) -> None:
+    """Commit the files in PATH to the branch of the remote, as a merge of the branch and the commit that ran.
 
     The result has the files of the run alone: of the branch's earlier commits only the history is kept.
     """
     await git(path, "add", "--all")
     tree, head = (await git(path, "write-tree"))[-1], (await git(path, "rev-parse", "HEAD"))[-1]
     for attempt in range(COMMIT_ATTEMPTS):
-        parents = [head]
-        if tip := await git(project_dir, "for-each-ref", "--format=%(objectname)", f"refs/heads/{branch}"):
-            await git(path, "fetch", "--quiet", str(project_dir), f"refs/heads/{branch}")
-            parents = list(dict.fromkeys([tip[-1], head]))
-        flags = [word for parent in parents for word in ("-p", parent)]
+        tip = await fetch_branch(path, remote, branch)
+        flags = [word for parent in dict.fromkeys(filter(None, [tip, head])) for word in ("-p", parent)]
         result = (await git(path, *COMMITTER, "commit-tree", tree, *flags, "-m", message))[-1]
-        await git(path, "update-ref", "refs/heads/result-of-run", result)
         try:
-            await git(project_dir, "fetch", "--quiet", str(path), f"refs/heads/result-of-run:refs/heads/{branch}")
+            await git(path, "push", "--quiet", remote, f"{result}:refs/heads/{branch}")
         except FlowError:  # the branch has moved
             if attempt == COMMIT_ATTEMPTS - 1:
                 raise
+            await asyncio.sleep(random.uniform(0, 0.5))
         else:
             return
 

@@ -4,7 +4,6 @@ import json
 import posixpath
 import re
 import subprocess
-import sys
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -97,7 +96,7 @@ def read_dag(root: Path, changes: Mapping[str, Any] | None = None) -> Dag:
 @lru_cache
 def expand(root: Path, text: str, params: str) -> str:
     """dvc.yaml with its templates expanded by DVC, which takes about half a second."""
-    command = [sys.executable, expand_templates.__file__, "dvc.yaml", "params.yaml"]
+    command = ["python", expand_templates.__file__, "dvc.yaml", "params.yaml"]
     files = json.dumps([text, params])
     result = subprocess.run(
         command, cwd=root, env=environment(), input=files, capture_output=True, text=True, check=False

@@ -1,0 +1,74 @@
+"""Finds earlier results in git, so that a stage that ran on another machine does not run here again.
+
+DVC's run cache does not share stages whose outs are in git (`cache: false`): between machines results travel as
+commits.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from flows.dvc.dag import Dag, is_inside, read_dag
+from flows.dvc.params_file import flatten, read_params
+from flows.errors import FlowError
+from flows.plan import locked_params, stage_params
+from flows.workspace import OnMessage, Workspace, git
+
+MAX_COMMITS = 50  # that are searched, newest first
+
+
+async def take_over_results(
+    workspace: Workspace, ref: str, changes: Mapping[str, Any], on_message: OnMessage
+) -> Workspace:
+    """Check out dvc.lock and the reports of the commit that has the most stages with the inputs of this run.
+
+    The commits are HEAD and those of REF. What the commit has of other stages is stale, as always.
+    """
+    path = workspace.path
+    dag = read_dag(path, changes)
+    params = {**flatten(read_params(path / "params.yaml")), **changes}
+    best, most = "HEAD", await count_matches(workspace, "HEAD", dag, params)
+    for commit in await list_commits(workspace, ref):
+        if most == len(dag.stages):
+            break
+        if (matches := await count_matches(workspace, commit, dag, params)) > most:
+            best, most = commit, matches
+    if best == "HEAD":
+        return workspace
+    outs = [out for stage in dag.stages.values() for out in stage.outs]
+    files = await git(path, "ls-tree", "-r", "--name-only", best, "--", "dvc.lock", *outs)
+    await git(path, "checkout", "--quiet", best, "--", *files)
+    on_message(
+        f"Starts from the results of {best[:10]}, which has {most} of {len(dag.stages)} stages with these inputs"
+    )
+    return replace(workspace, base=best)
+
+
+async def list_commits(workspace: Workspace, ref: str) -> list[str]:
+    """The commits of REF that changed dvc.lock; none if there is no such ref."""
+    try:
+        return await git(workspace.path, "log", f"--max-count={MAX_COMMITS}", "--format=%H", ref, "--not", "HEAD", "--")
+    except FlowError:
+        return []
+
+
+async def count_matches(workspace: Workspace, commit: str, dag: Dag, params: Mapping[str, Any]) -> int:
+    """How many stages ran in this commit with the same command, params and files of git."""
+    try:
+        text = "\n".join(await git(workspace.path, "show", f"{commit}:./dvc.lock"))
+        entries = YAML(typ="safe", pure=True).load(text)["stages"]
+    except (FlowError, YAMLError, KeyError, TypeError):
+        return 0
+    changed = await git(workspace.path, "diff", "--name-only", commit, "HEAD", "--")
+    outs = {out for stage in dag.stages.values() for out in stage.outs}
+    changed_inputs = [path for path in changed if not any(is_inside(path, out) for out in outs)]
+    return sum(
+        name in entries
+        and entries[name].get("cmd") == stage.command
+        and locked_params(entries[name]) == stage_params(params, stage)
+        and not any(is_inside(path, dep) for path in changed_inputs for dep in stage.deps)
+        for name, stage in dag.stages.items()
+    )
