@@ -4,7 +4,7 @@ PYTHON ?= python3
 SHELL := /bin/sh
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all test-ci test-portable lint check-lock serve serve-flows bench bench-arithmetic bench-pipeline bench-onnx bench-flow experiments lock clean
+.PHONY: help setup run test test-all test-ci test-portable test-team lint check-lock serve serve-flows bench bench-arithmetic bench-pipeline bench-onnx bench-flow experiments lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.* ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.* ## /  \1\t/' | expand -t 20
@@ -28,7 +28,7 @@ test: setup  ## run the fast tests
 	python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not emulated" --cov --cov-report=term-missing:skip-covered
 
 test-all: setup  ### run the fast and the slow tests
-	python -m pytest -m "not gpu and not emulated"
+	python -m pytest -m "not gpu and not emulated and not team"
 
 test-ci: setup  ### run the slow tests that CI runs
 	python -m pytest -n 2 --dist loadfile -m "slow and ci and not gpu"
@@ -38,6 +38,9 @@ test-portable: setup  ### compare bytes under emulated CPUs (qemu-user, version 
 	  test -n "$$version" || { echo "qemu-x86_64 was not found: install qemu-user, version 8 or later (Debian 13 has 10)"; exit 1; }; \
 	  test "$$version" -ge 8 || { echo "qemu-x86_64 $$version crashes in grid_sample: install qemu-user, version 8 or later (Debian 13 has 10)"; exit 1; }
 	python -m pytest -m emulated tests/test_portable.py
+
+test-team: setup  ### run the tests of a team: S3, PostgreSQL and three workers on loopback (PostgreSQL 15; half an hour)
+	python -m pytest -m team tests/flows/test_team.py
 
 check-lock: setup  ### check that dvc.lock was made by the committed code: in a clone every stage is skipped
 	@clone=$$(mktemp -d) && trap 'rm -rf "$$clone"' EXIT && git clone -q . "$$clone" && cd "$$clone" && \
@@ -74,7 +77,7 @@ experiments: setup  ## run sets of params of experiments.yaml and show them: NAM
 
 lock: setup  ### resolve requirements.lock again from the ranges in pyproject.toml
 	uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --no-annotate --no-header \
-	  --upgrade --extra pipeline --extra service --group dev -o requirements.lock pyproject.toml
+	  --upgrade --extra pipeline --extra s3 --extra service --group dev -o requirements.lock pyproject.toml
 
 clean:  ## remove the environment and the tools' caches; data and DVC's cache stay
 	rm -rf logs .venv .pytest_cache .mypy_cache .ruff_cache .coverage dvc_plots build *.egg-info data/checkpoints

@@ -7,18 +7,22 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
-from prefect import State, Task, flow, get_run_logger
+from prefect import State, Task, flow, get_client, get_run_logger
 from prefect.artifacts import acreate_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.deployments import arun_deployment
 from prefect.states import Completed, Failed
 from pydantic import Field
 from ruamel.yaml import YAML
 
+from flows.automation import check_attempts
 from flows.dvc.command import run_dvc
 from flows.dvc.dag import read_dag
 from flows.dvc.lock_file import repair_lockfile
@@ -26,10 +30,14 @@ from flows.dvc.params_file import edit_params_text, load_yaml, parse_overrides
 from flows.environment import run_command
 from flows.errors import FlowError
 from flows.parameters import validate_params
+from flows.process import CommandResult
 from flows.terminal import run_cli, run_flow
+from flows.workspace import git
 
 ROOT = Path(__file__).parent.parent
 ARTIFACT_KEY = "lockstep-sweep"
+POLL_SECONDS = 2.0
+RESCHEDULE_SECONDS = 60.0  # after which a crashed run stays as it is
 # The columns of `dvc exp show` that every table has, besides the params that the experiments change.
 COLUMNS = r"Experiment|.*evaluate\S*:accuracy|accuracy_(low|high)|train\.(model|epochs|batch|optimizer|learning_rate)"
 Experiments = dict[str, dict[str, Any]]  # the params of each experiment, by its name
@@ -40,6 +48,7 @@ async def sweep(
     names: list[str] | None = None,
     grid: dict[str, list[Any]] | None = None,
     limit: Annotated[int, Field(ge=1)] = 1,
+    deployment: str | None = None,
 ) -> State[Any]:
     """Run sets of experiments.yaml, and every point of a grid, each as a DVC experiment in a copy of the folder.
 
@@ -47,6 +56,7 @@ async def sweep(
         names: sets of experiments.yaml
         grid: values to combine, by param, as in {"train.epochs": [1, 2], "train.seed": [0, 1, 2]}
         limit: how many run in parallel
+        deployment: run each as a run of this deployment, on any worker, instead of in a copy of this folder
     """
     log, semaphore = get_run_logger(), asyncio.Semaphore(limit)
     try:
@@ -58,7 +68,15 @@ async def sweep(
     except FlowError as error:
         log.error(str(error))
         return Failed(message=str(error))
-    states = await asyncio.gather(*(run_experiment(*item, semaphore) for item in experiments.items()))
+    run = run_in_copy if deployment is None else partial(run_on_worker, deployment)
+
+    async def run_next(name: str, params: Mapping[str, Any]) -> State[Any]:
+        async with semaphore:
+            return await run(name, params)
+
+    states = await asyncio.gather(*(run_next(*item) for item in experiments.items()))
+    if deployment:
+        await run_dvc(["exp", "pull", "--no-cache", "--force", "origin", *experiments], ROOT, on_wait=log.info)
     await acreate_table_artifact(await read_results(experiments, log.info), ARTIFACT_KEY, ", ".join(experiments))
     if failed := [name for name, state in zip(experiments, states, strict=True) if not state.is_completed()]:
         log.error(f"failed: {', '.join(failed)}")
@@ -66,28 +84,73 @@ async def sweep(
     return Completed(message=f"{len(experiments)} experiments: {', '.join(experiments)}")
 
 
-async def run_experiment(name: str, params: Mapping[str, Any], semaphore: asyncio.Semaphore) -> State[Any]:
+async def run_in_copy(name: str, params: Mapping[str, Any]) -> State[Any]:
     """Run one experiment in its task. If it succeeds, it replaces an earlier experiment of the same name."""
     temporary_name = f"{name}-new"
-    flags = [flag for param, value in params.items() for flag in ("-S", f"{param}={json.dumps(value)}")]
 
-    async def experiment() -> State[Any]:
-        async with semaphore:
-            log = get_run_logger().info
-            await run_dvc(["exp", "remove", temporary_name], ROOT)  # a killed run may have left it
-            command = ["exp", "run", "--temp", "--name", temporary_name, *flags]
-            result = await run_dvc(command, ROOT, on_line=log, on_wait=log)
-            if not result.returncode:
-                result = await run_dvc(
-                    ["exp", "rename", "--force", temporary_name, name], ROOT, on_line=log, on_wait=log
-                )
-        if result.returncode:
-            return Failed(message="\n".join(result.lines[-10:]))
-        return Completed(message=f"dvc exp apply {name}")
+    async def run() -> State[Any]:
+        log = get_run_logger().info
+        await run_dvc(["exp", "remove", temporary_name], ROOT)  # a killed run may have left it
+        command = ["exp", "run", "--temp", "--name", temporary_name, *param_flags(params)]
+        result = await run_dvc(command, ROOT, on_line=log, on_wait=log)
+        if not result.returncode:
+            result = await run_dvc(["exp", "rename", "--force", temporary_name, name], ROOT, on_line=log, on_wait=log)
+        return experiment_state(name, result)
 
-    task: Any = Task(experiment, name="experiment", task_run_name=name, cache_policy=NO_CACHE)
+    task: Any = Task(run, name="experiment", task_run_name=name, cache_policy=NO_CACHE)
     state: State[Any] = await task(return_state=True)
     return state
+
+
+async def run_on_worker(deployment: str, name: str, params: Mapping[str, Any]) -> State[Any]:
+    """Run one experiment as a run of the deployment, and wait for its end."""
+    revision = (await git(ROOT, "rev-parse", "HEAD"))[-1]
+    parameters = {"name": name, "params": dict(params), "revision": revision}
+    run = await arun_deployment(deployment, parameters=parameters, flow_run_name=name, timeout=0)
+    async with get_client() as client:
+        while True:
+            state = (await client.read_flow_run(run.id)).state
+            if state and (state.is_final() and not is_taken_up(state)):
+                return state
+            await asyncio.sleep(POLL_SECONDS)
+
+
+def is_taken_up(state: State[Any]) -> bool:
+    """Whether another worker may still take up the run: the automation schedules a crashed run again."""
+    return state.is_crashed() and (datetime.now(UTC) - state.timestamp).total_seconds() < RESCHEDULE_SECONDS
+
+
+@flow(name="lockstep-experiment", persist_result=False)
+async def experiment(name: str, params: dict[str, Any], revision: str) -> State[Any]:
+    """Run one experiment in the clone that a worker has made, and push it to origin and to the DVC remote.
+
+    Args:
+        name: the name of the DVC experiment
+        params: the params that it changes, as in {"train.epochs": 5}
+        revision: the commit that it starts from
+    """
+    log = get_run_logger().info
+    try:
+        check_attempts()
+        await git(ROOT, "fetch", "--quiet", "origin", revision)
+        await git(ROOT, "checkout", "--quiet", "--detach", revision)
+    except FlowError as error:
+        return Failed(message=str(error))
+    command = ["exp", "run", "--pull", "--allow-missing", "--force", "--name", name, *param_flags(params)]
+    result = await run_dvc(command, ROOT, on_line=log, on_wait=log)
+    if not result.returncode:
+        result = await run_dvc(["exp", "push", "--force", "origin", name], ROOT, on_line=log, on_wait=log)
+    return experiment_state(name, result)
+
+
+def param_flags(params: Mapping[str, Any]) -> list[str]:
+    return [flag for param, value in params.items() for flag in ("-S", f"{param}={json.dumps(value)}")]
+
+
+def experiment_state(name: str, result: CommandResult) -> State[Any]:
+    if result.returncode:
+        return Failed(message="\n".join(result.lines[-10:]))
+    return Completed(message=f"dvc exp apply {name}")
 
 
 def select_experiments(names: Sequence[str], grid: Mapping[str, list[Any]]) -> Experiments:

@@ -17,6 +17,7 @@ from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 
+from flows.automation import check_attempts
 from flows.dvc.command import dvc_status, run_dvc
 from flows.dvc.dag import Dag, Stage, read_dag
 from flows.dvc.lock_file import (
@@ -74,6 +75,7 @@ async def pipeline(
         name: value for name, value in flatten(params.model_dump() if params else {}).items() if value is not None
     }
     try:
+        check_attempts()
         async with open_workspace(ROOT, where, commit_to, push, log.info) as workspace:
             if push:
                 workspace = await take_over_results(workspace, f"{UPSTREAM}/{commit_to}", changes, log.info)

@@ -18,12 +18,13 @@ from prefect.schedules import Schedule
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_API_PORT, temporary_settings
 from ruamel.yaml import YAML
 
-from flows.automation import create_automation
+from flows.automation import create_automations
 from flows.errors import FlowError
 from flows.server import HOST, is_healthy, start_server
 from flows.terminal import run_cli
 
 ROOT = Path(__file__).parent.parent
+POOL = "lockstep"  # in prefect.yaml
 
 
 def serve_cli() -> None:
@@ -36,7 +37,7 @@ def serve_cli() -> None:
     """
     os.chdir(ROOT)
     with temporary_settings({PREFECT_API_URL: PREFECT_API_URL.value() or default_server_url()}):
-        asyncio.run(create_automation())
+        asyncio.run(create_automations())
         asyncio.run(serve(read_deployments(ROOT)))
 
 
@@ -75,8 +76,10 @@ def default_server_url() -> str:
 
 
 def read_deployments(root: Path) -> list[RunnerDeployment]:
+    """Those of the work pool POOL or of none: the others belong to the workers of their pool."""
     content = YAML(typ="safe", pure=True).load(root / "prefect.yaml")
-    return [make_deployment(entry) for entry in content["deployments"]]
+    pools = [entry.get("work_pool", {}).get("name", POOL) for entry in content["deployments"]]
+    return [make_deployment(entry) for entry, pool in zip(content["deployments"], pools, strict=True) if pool == POOL]
 
 
 def make_deployment(entry: dict[str, Any]) -> RunnerDeployment:

@@ -36,7 +36,10 @@ class Workspace:
         """Push the outputs of these stages to the DVC remote. Commit a changed dvc.lock to the branch."""
         if self.has_dvc_remote and stages_run:
             await dvc(self.path, "push", *stages_run, on_line=on_message)
-        if branch and await git(self.path, "diff", "--name-only", self.base, "--", "dvc.lock"):
+        if not branch:  # always so in the project's folder, whose index is the person's
+            return
+        await git(self.path, "add", "--all")
+        if await git(self.path, "diff", "--cached", "--name-only", self.base, "--", "dvc.lock"):
             await commit(self.path, self.git_remote, branch, message)
             on_message(f"Committed to the branch {branch}" + (" of origin" if self.git_remote == UPSTREAM else ""))
 
@@ -153,11 +156,10 @@ async def fetch_branch(path: Path, remote: str, branch: str) -> str | None:
 
 
 async def commit(path: Path, remote: str, branch: str, message: str) -> None:
-    """Commit the files in PATH to the branch of the remote, as a merge of the branch and the commit that ran.
+    """Commit the index of PATH to the branch of the remote, as a merge of the branch and the commit that ran.
 
     The result has the files of the run alone: of the branch's earlier commits only the history is kept.
     """
-    await git(path, "add", "--all")
     tree, head = (await git(path, "write-tree"))[-1], (await git(path, "rev-parse", "HEAD"))[-1]
     for attempt in range(COMMIT_ATTEMPTS):
         tip = await fetch_branch(path, remote, branch)

@@ -194,7 +194,7 @@ def children(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
-def test_all_deployments_are_made_with_their_schedules_and_limits_and_one_automation(chain: Path, pool: str) -> None:
+def test_all_deployments_are_made_with_their_schedules_and_limits_and_automations(chain: Path, pool: str) -> None:
     prefect(chain, pool, "deploy", "--all")
     deployment_data = deployments(pool)
     assert {*deployment_data} == {*DEPLOYMENTS} >= {"nightly", "on-demand", "sweep", "weekly-audit"}
@@ -207,10 +207,13 @@ def test_all_deployments_are_made_with_their_schedules_and_limits_and_one_automa
         assert deployment_data[name]["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
     assert deployment_data["on-demand"]["global_concurrency_limit"]["limit"] == 2
     assert deployment_data["on-demand"]["concurrency_options"]["collision_strategy"] == "ENQUEUE"
-    automation = post_api(pool, "automations/filter")
-    assert [entry["name"] for entry in automation] == ["lockstep: end runs that show no sign of life"]
+    automations = {entry["name"]: entry["id"] for entry in post_api(pool, "automations/filter")}
+    assert {*automations} == {
+        "lockstep: end runs that show no sign of life",
+        "lockstep: run again what crashed in a team's pool",
+    }
     prefect(chain, pool, "deploy", "-n", "nightly")
-    assert [entry["id"] for entry in post_api(pool, "automations/filter")] == [automation[0]["id"]]
+    assert {entry["name"]: entry["id"] for entry in post_api(pool, "automations/filter")} == automations
     assert {*deployments(pool)} == {*DEPLOYMENTS}
 
 

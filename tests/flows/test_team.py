@@ -1,0 +1,90 @@
+"""Several machines: one trains and pushes, the others take over what it made; workers die; servers restart."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from repositories import DIGITS_PARAMS, create_project
+from team import Team, make_team
+from toys import task_runs, wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.team]
+MODEL = "data/model/model.onnx"
+
+
+@pytest.fixture(scope="module")
+def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
+    """The team, with the project on the embedded digits. Nothing has run yet."""
+    folder = tmp_path_factory.mktemp("team")
+    params = {**DIGITS_PARAMS, "train.epochs": 2, "machine.arithmetic": "portable", "machine.threads": 1}
+    project = create_project(folder / "project", params)
+    with make_team(folder, project) as made:
+        yield made
+
+
+def states(team: Team, run: str) -> dict[str, str]:
+    return {name: state for name, (_, state, _) in task_runs(team.api, run).items()}
+
+
+def test_a_worker_trains_and_pushes_and_the_second_restores_everything(team: Team) -> None:
+    team.start_worker("one")
+    run = team.start_run("lockstep/team")
+    entry = team.wait_run(run)
+    assert entry["state_type"] == "COMPLETED", team.worker_log("one")[-4000:]
+    assert set(states(team, run).values()) == {"Ran"}
+    team.stop("worker-one")
+
+    team.start_worker("two")
+    run = team.start_run("lockstep/team")
+    assert team.wait_run(run)["state_type"] == "COMPLETED", team.worker_log("two")[-4000:]
+    assert set(states(team, run).values()) == {"UpToDate"}
+    assert "Running stage" not in team.worker_log("two"), "the second worker started a command"
+
+    run = team.start_run("lockstep/team", params={"train": {"seed": 5}})
+    assert team.wait_run(run)["state_type"] == "COMPLETED", team.worker_log("two")[-4000:]
+    assert states(team, run) == {
+        **dict.fromkeys(("download", "preprocess"), "UpToDate"),
+        **dict.fromkeys(("train", "evaluate", "export_onnx", "validate_parity"), "Ran"),
+    }
+    team.stop("worker-two")
+
+    reader = team.clone("reader")
+    team.run(reader, "git", "checkout", "-q", "results")
+    team.run(reader, "dvc", "pull", "-q")
+    assert team.run(reader, "dvc", "status", "--json").stdout.strip() == "{}"
+    assert team.run(reader, "lockstep", "verify").returncode == 0
+
+
+def test_a_sweep_over_three_workers_survives_the_death_of_one(team: Team, tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        team.start_worker(name)
+    grid = {"train.seed": [0, 1, 2, 3], "train.label_smoothing": [0.0, 0.1]}
+    run = team.start_run("lockstep-sweep/team-sweep", grid=grid)
+    wait_until(lambda: any("Running stage 'train'" in team.worker_log(name) for name in "abc"), 300)
+    victim = next(name for name in "abc" if "Running stage 'train'" in team.worker_log(name))
+    team.stop(f"worker-{victim}", signal.SIGKILL)
+    entry = team.wait_run(run, 1500)
+    assert entry["state_type"] == "COMPLETED", entry["state"]["message"]
+    for name in set("abc") - {victim}:
+        team.stop(f"worker-{name}")
+
+    reader = team.clone("sweeper")
+    names = [f"seed-{seed}-label-smoothing-{smoothing}" for seed in range(4) for smoothing in (0.0, 0.1)]
+    team.run(reader, "dvc", "exp", "pull", "-q", "origin", *names)
+    assert set(names) <= set(team.run(reader, "dvc", "exp", "list", "--name-only").stdout.split())
+    team.start_worker("alone")
+    alone = team.start_run("lockstep-sweep/team-sweep", grid=grid, limit=1)
+    locks = {name: team.run(reader, "git", "show", f"{ref(team, reader, name)}:dvc.lock").stdout for name in names}
+    assert team.wait_run(alone, 1500)["state_type"] == "COMPLETED"
+    again = team.clone("again")
+    team.run(again, "dvc", "exp", "pull", "-q", "origin", *names)
+    for name in names:
+        assert team.run(again, "git", "show", f"{ref(team, again, name)}:dvc.lock").stdout == locks[name], name
+    team.stop("worker-alone")
+
+
+def ref(team: Team, folder: Path, name: str) -> str:
+    """The git ref of a DVC experiment."""
+    refs = team.run(folder, "git", "for-each-ref", "--format=%(refname)", "refs/exps").stdout.split()
+    return next(found for found in refs if found.endswith(f"/{name}"))
