@@ -4,7 +4,7 @@ PYTHON ?= python3
 SHELL := /bin/sh
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all test-ci test-portable test-team lint check-lock serve serve-flows bench bench-arithmetic bench-pipeline bench-onnx bench-flow experiments lock clean
+.PHONY: help setup run test test-all test-ci test-portable test-team lint check-lock publish serve serve-flows bench bench-arithmetic bench-pipeline bench-onnx bench-flow experiments lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.* ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.* ## /  \1\t/' | expand -t 20
@@ -50,6 +50,9 @@ check-lock: setup  ### check that dvc.lock was made by the committed code: in a 
 
 lint: setup  ### ruff and mypy
 	ruff check . && ruff format --check . && mypy
+
+publish: setup  ### copy the proven model of the committed run into lockstep/published, which is installed with lockstep
+	@lockstep verify data/model/model.onnx && cp data/model/model.onnx data/model/golden.json data/model/certificate.json lockstep/published/
 
 serve: setup  ## serve data/model/model.onnx over HTTP, with a page to draw on; FLAGS="--port 9000" and so on
 	@python -m lockstep serve $(if $(wildcard data/reports/evaluate.json),--report data/reports/evaluate.json) $(FLAGS)

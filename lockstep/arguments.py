@@ -3,9 +3,10 @@
 import argparse
 from pathlib import Path
 
+from lockstep.classifier import default_model
 from lockstep.proof import ProofFiles
 
-MODEL = Path("data/model/model.onnx")
+MODEL_HELP = "the ONNX file; default: data/model/model.onnx if there is one, else the published model"
 
 
 def positive(text: str) -> int:
@@ -21,5 +22,5 @@ def add_proof_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def proof_files_from_arguments(args: argparse.Namespace) -> ProofFiles:
-    default = ProofFiles.beside_model(args.model)
+    default = ProofFiles.beside_model(args.model or default_model())
     return ProofFiles(args.golden or default.golden, args.certificate or default.certificate)

@@ -45,7 +45,7 @@ class Classifier:
     """A loaded model.onnx. Threads may share it.
 
     Args:
-        path: the ONNX file.
+        path: the ONNX file; unless given, data/model/model.onnx if there is one, else the published model.
         threads: CPU threads of the network. One is best for single images and beside other work, None for large
             batches: it uses all cores.
         batch_size: images that the network is given at once, at most.
@@ -57,7 +57,7 @@ class Classifier:
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | None = None,
         *,
         threads: int | None = 1,
         batch_size: int = BATCH_SIZE,
@@ -66,6 +66,7 @@ class Classifier:
     ) -> None:
         if min(batch_size, max_pixels, 1 if threads is None else threads) < 1:
             raise ValueError("threads, batch_size and max_pixels must be at least 1")
+        path = path or default_model()
         self.path = str(path)
         self.batch_size, self.max_pixels = batch_size, max_pixels
         data = read_file(Path(path), "`dvc repro` or `dvc pull` makes data/model/model.onnx")
@@ -151,6 +152,12 @@ class Classifier:
                 name = image if isinstance(image, (str, Path)) else f"image {index}"
                 raise ImageError(f"{name}: {error}") from None
         return np.stack(prepared) if prepared else np.empty((0, *self.metadata.shape), np.uint8)
+
+
+def default_model() -> Path:
+    """The model that the pipeline has made here, or the published one, which is installed with this package."""
+    made_here = Path("data/model/model.onnx")
+    return made_here if made_here.exists() else Path(__file__).parent / "published" / "model.onnx"
 
 
 def make_session(data: bytes, threads: int, name: str) -> onnxruntime.InferenceSession:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lockstep.arguments import MODEL, add_proof_arguments, positive, proof_files_from_arguments
+from lockstep.arguments import MODEL_HELP, add_proof_arguments, positive, proof_files_from_arguments
 from lockstep.classifier import BATCH_SIZE, Classifier, Prediction
 from lockstep.decoding import MAX_PIXELS
 from lockstep.errors import ImageError, LockstepError
@@ -27,7 +27,7 @@ STDIN = "-"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("files", nargs="*", metavar="FILE", help="image files, folders and globs; - is the standard input")
-    add("--model", type=Path, default=MODEL, help="the ONNX file; default: %(default)s")
+    add("--model", type=Path, help=MODEL_HELP)
     add_proof_arguments(parser)
     add("--no-verify", action="store_true", help="use any model, also without a golden sample and a certificate")
     add("--json", action="store_true", help="print one line of JSON per image")

@@ -9,7 +9,8 @@ import socket
 import sys
 from pathlib import Path
 
-from lockstep.arguments import MODEL, add_proof_arguments, positive, proof_files_from_arguments
+from lockstep.arguments import MODEL_HELP, add_proof_arguments, positive, proof_files_from_arguments
+from lockstep.classifier import default_model
 from lockstep.errors import LockstepError
 from lockstep.service.settings import ModelFiles, Settings
 
@@ -18,7 +19,7 @@ EXAMPLE = "example: lockstep serve --model data/model/model.onnx --port 9000"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", type=Path, default=MODEL, help="the ONNX file, reloaded when it is replaced; default: %(default)s")
+    add("--model", type=Path, help=f"{MODEL_HELP}; reloaded when it is replaced")
     add_proof_arguments(parser)
     add("--no-verify", action="store_true", help="serve any model, also without a golden sample and a certificate")
     add("--report", type=Path, help="the report of the stage evaluate, shown at /model")
@@ -67,8 +68,9 @@ def run(args: argparse.Namespace) -> int:
         return 2
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("lockstep").setLevel(logging.INFO)
+    model = args.model or default_model()
     settings = Settings(
-        ModelFiles(args.model, None if args.no_verify else proof_files_from_arguments(args), args.report),
+        ModelFiles(model, None if args.no_verify else proof_files_from_arguments(args), args.report),
         threads=args.threads,
         max_concurrent_images=max(args.max_concurrent_images, args.max_images),
         max_bytes=args.max_bytes,
@@ -83,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return 2
     host, bound_port = listener.getsockname()[:2]
-    print(f"{args.model} at http://{f'[{host}]' if ':' in host else host}:{bound_port}/ (Ctrl-C stops it)", flush=True)
+    print(f"{model} at http://{f'[{host}]' if ':' in host else host}:{bound_port}/ (Ctrl-C stops it)", flush=True)
     config = uvicorn.Config(
         app,
         http=make_protocol(args.request_timeout),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnxruntime
 
-from lockstep.arguments import MODEL, add_proof_arguments, proof_files_from_arguments
+from lockstep.arguments import MODEL_HELP, add_proof_arguments, proof_files_from_arguments
 from lockstep.certificate import Certificate
 from lockstep.classifier import Classifier
 from lockstep.errors import FileMissingError, LockstepError
@@ -18,7 +18,7 @@ exit status: 0 proven, 1 not proven, 2 a file is missing or cannot be read, or a
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", type=Path, default=MODEL, help="the ONNX file; default: %(default)s")
+    parser.add_argument("model", nargs="?", type=Path, help=MODEL_HELP)
     add_proof_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         replay_json = {**replay._asdict(), "onnxruntime": onnxruntime.__version__}
         print(json.dumps({"proven": True, "certificate": certificate.content, "replay": replay_json}))
     else:
-        print(f"{args.model} is proven", *format_lines(certificate, replay), sep="\n  ")
+        print(f"{classifier.path} is proven", *format_lines(certificate, replay), sep="\n  ")
     return 0
 
 

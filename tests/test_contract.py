@@ -1,6 +1,7 @@
 """The design rules of this project, as tests. CONTRIBUTING.md lists them."""
 
 import ast
+import hashlib
 import importlib
 import inspect
 import json
@@ -386,6 +387,15 @@ def test_the_committed_run_was_made_with_the_versions_of_the_lock() -> None:
     record = json.loads(read_committed("data/reports/environment.json"))
     assert record["libraries"] == {name: pins[name] for name in record["libraries"]}
     assert set(record["libraries"]) == set(LIBRARIES)
+
+
+def test_the_published_model_is_that_of_the_committed_run() -> None:
+    lock = YAML(typ="safe", pure=True).load(read_committed("dvc.lock"))
+    outs = {out["path"]: out["md5"] for stage in lock["stages"].values() for out in stage["outs"]}
+    for name in ("model.onnx", "golden.json", "certificate.json"):
+        content = (ROOT / "lockstep" / "published" / name).read_bytes()
+        digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        assert digest == outs[f"data/model/{name}"], "run `make publish` and commit lockstep/published"
 
 
 def test_the_lock_names_no_host_and_pairs_torchvision_with_its_torch() -> None:
