@@ -16,7 +16,7 @@ from flows.errors import FlowError
 from flows.pipeline import ROOT, flow_state, rename_flow_run, run_stages
 from flows.report import markdown_table, read_json, run_title, shorten
 from flows.terminal import run_cli, run_flow
-from flows.workspace import open_scratch_clone
+from flows.workspace import Workspace, open_scratch_clone
 
 ARTIFACT_KEY = "lockstep-audit"
 Trace = list[dict[str, str]]  # rows of train's trace: a step, and a checksum for each tensor
@@ -76,7 +76,7 @@ async def compare_rerun(root: Path, tolerance: float) -> tuple[State[Any], str]:
 
 async def rerun_all(root: Path) -> dict[str, str]:
     """Run every stage; the checksums of the outputs."""
-    results, _ = await run_stages(root, (), None, force=True, changes={})
+    results, _ = await run_stages(Workspace(root), (), None, force=True, changes={})
     if not flow_state(results).is_completed():
         raise FlowError(f"A stage failed, so nothing was compared: {run_title(results)}")
     return await read_checksums(root)

@@ -7,17 +7,15 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
-from prefect import State, Task, flow, get_client, get_run_logger
+from prefect import State, Task, flow, get_run_logger
 from prefect.artifacts import acreate_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.deployments import arun_deployment
 from prefect.states import Completed, Failed
 from pydantic import Field
 from ruamel.yaml import YAML
@@ -31,13 +29,12 @@ from flows.environment import run_command
 from flows.errors import FlowError
 from flows.parameters import validate_params
 from flows.process import CommandResult
+from flows.remote import run_to_end
 from flows.terminal import run_cli, run_flow
 from flows.workspace import git
 
 ROOT = Path(__file__).parent.parent
 ARTIFACT_KEY = "lockstep-sweep"
-POLL_SECONDS = 2.0
-RESCHEDULE_SECONDS = 60.0  # after which a crashed run stays as it is
 # The columns of `dvc exp show` that every table has, besides the params that the experiments change.
 COLUMNS = r"Experiment|.*evaluate\S*:accuracy|accuracy_(low|high)|train\.(model|epochs|batch|optimizer|learning_rate)"
 Experiments = dict[str, dict[str, Any]]  # the params of each experiment, by its name
@@ -105,19 +102,7 @@ async def run_in_copy(name: str, params: Mapping[str, Any]) -> State[Any]:
 async def run_on_worker(deployment: str, name: str, params: Mapping[str, Any]) -> State[Any]:
     """Run one experiment as a run of the deployment, and wait for its end."""
     revision = (await git(ROOT, "rev-parse", "HEAD"))[-1]
-    parameters = {"name": name, "params": dict(params), "revision": revision}
-    run = await arun_deployment(deployment, parameters=parameters, flow_run_name=name, timeout=0)
-    async with get_client() as client:
-        while True:
-            state = (await client.read_flow_run(run.id)).state
-            if state and (state.is_final() and not is_taken_up(state)):
-                return state
-            await asyncio.sleep(POLL_SECONDS)
-
-
-def is_taken_up(state: State[Any]) -> bool:
-    """Whether another worker may still take up the run: the automation schedules a crashed run again."""
-    return state.is_crashed() and (datetime.now(UTC) - state.timestamp).total_seconds() < RESCHEDULE_SECONDS
+    return await run_to_end(deployment, name, {"name": name, "params": dict(params), "revision": revision})
 
 
 @flow(name="lockstep-experiment", persist_result=False)

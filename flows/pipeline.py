@@ -4,7 +4,8 @@ import asyncio
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
@@ -35,10 +36,11 @@ from flows.errors import FlowError
 from flows.parameters import make_overrides_model, stage_name_type, validate_params
 from flows.plan import LOST_ENTRY, Plan, explain_run, make_plan, needs_validation
 from flows.process import CommandResult
+from flows.remote import has_worker, run_stage_elsewhere
 from flows.report import StageResult, format_result, plan_title, publish_report, result_stages, run_title
 from flows.results import take_over_results
 from flows.terminal import run_cli, run_flow
-from flows.workspace import UPSTREAM, Where, open_workspace
+from flows.workspace import UPSTREAM, Where, Workspace, open_workspace
 
 ROOT = Path(__file__).parent.parent
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from flows.parameters import Overrides
 else:
     StageName, Overrides = stage_name_type(ROOT), make_overrides_model(ROOT)
+GPU_TAG = "gpu"
 STATE_LINES = 10  # of a failed stage's output in its state's message
 
 
@@ -58,6 +61,7 @@ async def pipeline(
     where: Where = "tree",
     commit_to: str | None = None,
     push: bool = False,
+    gpu_deployment: str | None = None,
 ) -> State[Any]:
     """Run the stages of dvc.yaml that are stale, as `dvc repro` does, and say why.
 
@@ -69,6 +73,7 @@ async def pipeline(
         where: tree is the project's folder; clone is a clean clone of its HEAD, with the same DVC cache
         commit_to: the branch to which the results are committed (dvc.lock, params.yaml, reports); needs a clone
         push: commit to that branch of origin, and start from the results that it has
+        gpu_deployment: run stages with the tag gpu as runs of this deployment, if its pool has a worker; needs push
     """
     log = get_run_logger()
     changes = {
@@ -79,9 +84,9 @@ async def pipeline(
         async with open_workspace(ROOT, where, commit_to, push, log.info) as workspace:
             if push:
                 workspace = await take_over_results(workspace, f"{UPSTREAM}/{commit_to}", changes, log.info)
-            pull = workspace.has_dvc_remote
-            results, log_dir = await run_stages(workspace.path, only, from_stage, force, changes, pull)
-            if pull and (stages := result_stages(read_dag(workspace.path))):
+            gpu = gpu_deployment if push and gpu_deployment and await has_worker(gpu_deployment) else None
+            results, log_dir = await run_stages(workspace, only, from_stage, force, changes, gpu, commit_to)
+            if workspace.has_dvc_remote and (stages := result_stages(read_dag(workspace.path))):
                 await run_dvc(["pull", "--allow-missing", *stages], workspace.path)
             await publish_report(workspace.path, results, log_dir)
             await rename_flow_run(run_title(results))
@@ -97,17 +102,20 @@ async def pipeline(
 
 
 async def run_stages(
-    root: Path,
+    workspace: Workspace,
     only: Sequence[str],
     from_stage: str | None,
     force: bool,
     changes: Mapping[str, Any],
-    pull: bool = False,
+    gpu_deployment: str | None = None,
+    branch: str | None = None,
 ) -> tuple[list[StageResult], Path]:
     """Run each stage in a task as soon as its upstream has ended; returns the results and the folder of the logs.
 
-    With PULL data may be missing: what a stage needs is pulled from the DVC remote.
+    With a DVC remote data may be missing: what a stage needs is pulled. Stages with the tag gpu run as runs of
+    GPU_DEPLOYMENT, if it is given, which commits their results to BRANCH.
     """
+    root, pull = workspace.path, workspace.has_dvc_remote
     log, dag = get_run_logger(), read_dag(root, changes)
     await repair_lockfile(root, dag, log.info)
     plan = await plan_run(root, dag, dag.select(only, from_stage), force, changes, log.info, allow_missing=pull)
@@ -116,7 +124,18 @@ async def run_stages(
     log.info(f"{plan}\n")
     await rename_flow_run(plan_title(plan))
     log_dir = ROOT / "logs" / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}-{flow_run.id[:8]}"
-    run, entries_before = PipelineRun(root, dag, plan, force, pull, log_dir), [*read_lock_text(root).entries]
+    run, entries_before = PipelineRun(workspace, dag, plan, force, log_dir), [*read_lock_text(root).entries]
+    if gpu_deployment and branch:
+        run.run_gpu_stage = partial(
+            run_stage_elsewhere,
+            workspace,
+            dag,
+            deployment=gpu_deployment,
+            branch=branch,
+            changes=changes,
+            force=force,
+            on_message=log.info,
+        )
     try:
         async with asyncio.TaskGroup() as group:
             for name in plan.reasons:
@@ -161,10 +180,12 @@ async def plan_run(
 class PipelineRun:
     """What the tasks of one run share."""
 
-    def __init__(self, root: Path, dag: Dag, plan: Plan, force: bool, pull: bool, log_dir: Path) -> None:
-        self.root, self.dag, self.plan, self.log_dir = root, dag, plan, log_dir
-        self.force = force
-        self.flags = [*(["--force"] if force else []), *(["--pull", "--allow-missing"] if pull else [])]
+    run_gpu_stage: Callable[..., Awaitable[CommandResult]] | None = None  # if another deployment runs them
+
+    def __init__(self, workspace: Workspace, dag: Dag, plan: Plan, force: bool, log_dir: Path) -> None:
+        self.root, self.dag, self.plan, self.force, self.log_dir = workspace.path, dag, plan, force, log_dir
+        pull_flags = ["--pull", "--allow-missing"] if workspace.has_dvc_remote else []
+        self.flags = [*(["--force"] if force else []), *pull_flags]
         self.states: dict[str, asyncio.Task[State[Any]]] = {}
         self.seconds: dict[str, float] = {}  # that `dvc repro` took, with retries
         self.exit_statuses: dict[str, int] = {}  # of the commands of failed stages
@@ -201,15 +222,10 @@ class PipelineRun:
             return Completed(name="UpToDate", message="Nothing that it depends on has changed")
         log.info(f"Starts: {reason or 'what it depends on may have changed'}")
         before, start = (await read_lock(self.root, name)).get(name), time.monotonic()
-        self.log_dir.mkdir(parents=True, exist_ok=True)
-        result = await run_dvc(
-            ["repro", "--single-item", *self.flags, name],
-            self.root,
-            on_line=lambda line: None if is_hint(line) else log.info(line),
-            on_wait=log.info,
-            log_file=self.log_dir / f"{name.replace('/', '-')}.log",
-            timeout=stage.options.timeout_seconds,
-        )
+        if self.run_gpu_stage and GPU_TAG in stage.options.tags:
+            result = await self.run_gpu_stage(stage=name)
+        else:
+            result = await self.repro(stage, log)
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
         self.exit_statuses[name] = command_exit_status(result.lines) or result.returncode
         after = (await read_lock(self.root, name)).get(name)
@@ -218,6 +234,17 @@ class PipelineRun:
         state = stage_state(stage, result, reason)
         log.info(f"Ends: {state.name} after {self.seconds[name]:.1f} s")
         return state
+
+    async def repro(self, stage: Stage, log: Any) -> CommandResult:
+        self.log_dir.mkdir(parents=True, exist_ok=True)
+        return await run_dvc(
+            ["repro", "--single-item", *self.flags, stage.name],
+            self.root,
+            on_line=lambda line: None if is_hint(line) else log.info(line),
+            on_wait=log.info,
+            log_file=self.log_dir / f"{stage.name.replace('/', '-')}.log",
+            timeout=stage.options.timeout_seconds,
+        )
 
     def is_up_to_date(self, stage: Stage, upstream: Mapping[str, State[Any]]) -> bool:
         """Whether the plan has no reason to run it, and no upstream stage has run since."""

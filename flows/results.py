@@ -11,11 +11,13 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from flows.dvc.command import hold_dvc_lock
 from flows.dvc.dag import Dag, is_inside, read_dag
+from flows.dvc.lock_file import LockText, read_lock_text, split_lock, write_lock_text
 from flows.dvc.params_file import flatten, read_params
 from flows.errors import FlowError
 from flows.plan import locked_params, stage_params
-from flows.workspace import OnMessage, Workspace, git
+from flows.workspace import OnMessage, Workspace, fetch_branch, git
 
 MAX_COMMITS = 50  # that are searched, newest first
 
@@ -28,13 +30,12 @@ async def take_over_results(
     The commits are HEAD and those of REF. What the commit has of other stages is stale, as always.
     """
     path = workspace.path
-    dag = read_dag(path, changes)
-    params = {**flatten(read_params(path / "params.yaml")), **changes}
-    best, most = "HEAD", await count_matches(workspace, "HEAD", dag, params)
+    dag, params = read_dag(path, changes), read_all_params(workspace, changes)
+    best, most = "HEAD", len(await matching_stages(workspace, "HEAD", dag, params))
     for commit in await list_commits(workspace, ref):
         if most == len(dag.stages):
             break
-        if (matches := await count_matches(workspace, commit, dag, params)) > most:
+        if (matches := len(await matching_stages(workspace, commit, dag, params))) > most:
             best, most = commit, matches
     if best == "HEAD":
         return workspace
@@ -47,6 +48,28 @@ async def take_over_results(
     return replace(workspace, base=best)
 
 
+async def take_over_stage(workspace: Workspace, ref: str, dag: Dag, name: str, changes: Mapping[str, Any]) -> bool:
+    """Take one stage's entry of dvc.lock, and its outs that are in git, from the newest commit of REF that has it."""
+    path, params = workspace.path, read_all_params(workspace, changes)
+    remote, _, branch = ref.partition("/")
+    await fetch_branch(path, remote, branch)
+    for commit in await list_commits(workspace, ref):
+        if name not in await matching_stages(workspace, commit, dag, params):
+            continue
+        entry = split_lock("\n".join([*await git(path, "show", f"{commit}:./dvc.lock"), ""])).entries[name]
+        async with hold_dvc_lock(path):
+            header, entries = read_lock_text(path)
+            write_lock_text(path, LockText(header, {**entries, name: entry}))
+        if files := await git(path, "ls-tree", "-r", "--name-only", commit, "--", *dag.stages[name].outs):
+            await git(path, "checkout", "--quiet", commit, "--", *files)
+        return True
+    return False
+
+
+def read_all_params(workspace: Workspace, changes: Mapping[str, Any]) -> dict[str, Any]:
+    return {**flatten(read_params(workspace.path / "params.yaml")), **changes}
+
+
 async def list_commits(workspace: Workspace, ref: str) -> list[str]:
     """The commits of REF that changed dvc.lock; none if there is no such ref."""
     try:
@@ -55,20 +78,21 @@ async def list_commits(workspace: Workspace, ref: str) -> list[str]:
         return []
 
 
-async def count_matches(workspace: Workspace, commit: str, dag: Dag, params: Mapping[str, Any]) -> int:
-    """How many stages ran in this commit with the same command, params and files of git."""
+async def matching_stages(workspace: Workspace, commit: str, dag: Dag, params: Mapping[str, Any]) -> set[str]:
+    """The stages that ran in this commit with the same command, params and files of git."""
     try:
         text = "\n".join(await git(workspace.path, "show", f"{commit}:./dvc.lock"))
         entries = YAML(typ="safe", pure=True).load(text)["stages"]
     except (FlowError, YAMLError, KeyError, TypeError):
-        return 0
+        return set()
     changed = await git(workspace.path, "diff", "--name-only", commit, "HEAD", "--")
     outs = {out for stage in dag.stages.values() for out in stage.outs}
     changed_inputs = [path for path in changed if not any(is_inside(path, out) for out in outs)]
-    return sum(
-        name in entries
+    return {
+        name
+        for name, stage in dag.stages.items()
+        if name in entries
         and entries[name].get("cmd") == stage.command
         and locked_params(entries[name]) == stage_params(params, stage)
         and not any(is_inside(path, dep) for path in changed_inputs for dep in stage.deps)
-        for name, stage in dag.stages.items()
-    )
+    }

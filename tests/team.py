@@ -30,6 +30,7 @@ FINAL_STATES = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
 class Team:
     folder: Path
     env: dict[str, str]
+    ports: dict[str, int]
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -75,7 +76,7 @@ class Team:
         self.run(self.folder, "git", "clone", "-q", str(self.origin), name)
         return folder
 
-    def start_worker(self, name: str) -> None:
+    def start_worker(self, name: str, pool: str = "team") -> None:
         """A worker on a machine of its own: its home, its DVC cache, its folder of environments."""
         home = self.folder / f"home-{name}"
         environments = home / "environments"
@@ -83,7 +84,7 @@ class Team:
             environments.mkdir(parents=True)
             digest = hashlib.sha256((ROOT / "requirements.lock").read_bytes()).hexdigest()[:16]
             (environments / digest).symlink_to(Path(sys.prefix))  # made before: installing it takes minutes
-        worker = ["worker", "start", "--pool", "team", "--name", name, "--limit", "2"]
+        worker = ["worker", "start", "--pool", pool, "--name", name, "--limit", "2"]
         self.start(
             f"worker-{name}",
             [sys.executable, "-m", "prefect", *worker],
@@ -102,6 +103,10 @@ class Team:
         (found,) = [entry for entry in deployments if entry["name"] == name]
         body = {"parameters": {**found["parameters"], **parameters}, "state": {"type": "SCHEDULED"}}
         return str(post_api(self.api, f"deployments/{found['id']}/create_flow_run", **body)["id"])
+
+    def pool_is_ready(self, pool: str) -> bool:
+        (found,) = post_api(self.api, "work_pools/filter", work_pools={"name": {"any_": [pool]}})
+        return bool(found["status"] == "READY")
 
     def wait_run(self, run: str, seconds: float = 300) -> dict[str, Any]:
         """The run when it has ended; a crashed one may be taken up by another worker."""
@@ -134,18 +139,19 @@ def make_team(folder: Path, project: Path) -> Iterator[Team]:
         "GIT_AUTHOR_NAME": "a person", "GIT_AUTHOR_EMAIL": "person@example.org",
         "GIT_COMMITTER_NAME": "a person", "GIT_COMMITTER_EMAIL": "person@example.org",
     }  # fmt: skip
-    team = Team(folder, env)
+    team = Team(folder, env, {"postgres": postgres_port, "s3": s3_port, "prefect": prefect_port})
     try:
-        start_postgres(team, postgres_port)
-        start_s3(team, s3_port)
-        start_prefect(team, prefect_port)
+        start_postgres(team)
+        start_s3(team)
+        start_prefect(team)
         run_command(folder, "git", "clone", "-q", "--bare", str(project), "origin.git")
         person = team.clone("person")
         team.run(person, "dvc", "remote", "add", "--default", "storage", f"s3://{BUCKET}/dvc")
         team.run(person, "dvc", "remote", "modify", "storage", "endpointurl", f"http://127.0.0.1:{s3_port}")
         team.run(person, "git", "commit", "-qam", "Keep data in the bucket")
         team.run(person, "git", "push", "-q", "origin", "main")
-        team.run(person, sys.executable, "-m", "prefect", "work-pool", "create", "team", "--type", "process")
+        for pool in ("team", "team-gpu"):
+            team.run(person, sys.executable, "-m", "prefect", "work-pool", "create", pool, "--type", "process")
         deploy = ("--no-prompt", "deploy", "--prefect-file", "deploy/prefect.yaml", "--all")
         team.run(person, sys.executable, "-m", "prefect", *deploy)
         yield team
@@ -154,7 +160,7 @@ def make_team(folder: Path, project: Path) -> Iterator[Team]:
             team.stop(name, signal.SIGKILL if name != "postgres" else signal.SIGINT)
 
 
-def start_postgres(team: Team, port: int) -> None:
+def start_postgres(team: Team) -> None:
     data = team.folder / "postgres"
     if not data.exists():
         data.mkdir()
@@ -163,9 +169,19 @@ def start_postgres(team: Team, port: int) -> None:
             if parent.is_relative_to("/tmp/pytest-of-root"):
                 parent.chmod(0o755)
         as_postgres(team, str(POSTGRES_BIN / "initdb"), "-D", str(data), "-A", "trust", "-E", "UTF8")
-    server = [str(POSTGRES_BIN / "postgres"), "-D", str(data), "-p", str(port), "-h", "127.0.0.1", "-k", str(data)]
+    server = [
+        str(POSTGRES_BIN / "postgres"),
+        "-D",
+        str(data),
+        "-p",
+        str(team.ports["postgres"]),
+        "-h",
+        "127.0.0.1",
+        "-k",
+        str(data),
+    ]
     team.start("postgres", ["setpriv", "--reuid", POSTGRES_USER, "--regid", POSTGRES_USER, "--clear-groups", *server])
-    ready = [str(POSTGRES_BIN / "pg_isready"), "-h", "127.0.0.1", "-p", str(port)]
+    ready = [str(POSTGRES_BIN / "pg_isready"), "-h", "127.0.0.1", "-p", str(team.ports["postgres"])]
     wait_until(lambda: subprocess.run(ready, capture_output=True, check=False).returncode == 0, 60)
 
 
@@ -173,7 +189,8 @@ def as_postgres(team: Team, *command: str) -> None:
     team.run(team.folder, "setpriv", "--reuid", POSTGRES_USER, "--regid", POSTGRES_USER, "--clear-groups", *command)
 
 
-def start_s3(team: Team, port: int) -> None:
+def start_s3(team: Team) -> None:
+    port = team.ports["s3"]
     uv = str(Path(sys.executable).with_name("uv"))
     team.start("s3", [uv, "tool", "run", "--quiet", "--from", MOTO, "moto_server", "-H", "127.0.0.1", "-p", str(port)])
     url = f"http://127.0.0.1:{port}/{BUCKET}"
@@ -189,8 +206,8 @@ def start_s3(team: Team, port: int) -> None:
     wait_until(make_bucket, 120)
 
 
-def start_prefect(team: Team, port: int) -> None:
-    command = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
+def start_prefect(team: Team) -> None:
+    command = ["server", "start", "--host", "127.0.0.1", "--port", str(team.ports["prefect"])]
     team.start("prefect", [sys.executable, "-m", "prefect", *command])
     wait_until(lambda: is_healthy(f"{team.api}/health"), 180)
 

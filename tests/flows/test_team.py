@@ -1,13 +1,16 @@
 """Several machines: one trains and pushes, the others take over what it made; workers die; servers restart."""
 
 import signal
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from repositories import DIGITS_PARAMS, create_project
-from team import Team, make_team
-from toys import task_runs, wait_until
+from team import Team, make_team, start_postgres, start_prefect
+from toys import post_api, task_runs, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.team]
 MODEL = "data/model/model.onnx"
@@ -54,6 +57,80 @@ def test_a_worker_trains_and_pushes_and_the_second_restores_everything(team: Tea
     team.run(reader, "dvc", "pull", "-q")
     assert team.run(reader, "dvc", "status", "--json").stdout.strip() == "{}"
     assert team.run(reader, "lockstep", "verify").returncode == 0
+
+
+def test_two_workers_at_once_give_the_same_bytes_and_both_push_through_restarts_of_server_and_database(
+    team: Team,
+) -> None:
+    for name in ("left", "right"):
+        team.start_worker(name)
+    seeds = [{"train": {"seed": 11}}, {"train": {"seed": 12}}, {"train": {"seed": 11}}, {"train": {"seed": 12}}]
+    runs = [team.start_run("lockstep/team", params=params, force=True) for params in seeds]
+    wait_until(lambda: any("Running stage 'train'" in team.worker_log(name) for name in ("left", "right")), 300)
+    team.stop("prefect")
+    team.stop("postgres", signal.SIGINT)
+    start_postgres(team)
+    start_prefect(team)
+    for run in runs:
+        entry = team.wait_run(run, 900)
+        assert entry["state_type"] == "COMPLETED", entry["state"]["message"]
+    for name in ("left", "right"):
+        team.stop(f"worker-{name}")
+
+    reader = team.clone("counter")
+    commits = team.run(reader, "git", "log", "--format=%H %s", "origin/results").stdout.splitlines()
+    locks: dict[str, set[str]] = {"seed: 11": set(), "seed: 12": set()}
+    for commit in (line.split()[0] for line in commits):
+        lock = team.run(reader, "git", "show", f"{commit}:dvc.lock", status=None).stdout
+        for seed, found in locks.items():
+            if f"        {seed}\n" in lock:
+                found.add(lock)
+    assert {seed: len(found) for seed, found in locks.items()} == {"seed: 11": 1, "seed: 12": 1}
+
+
+def test_stages_with_the_tag_gpu_run_in_the_gpu_pool_while_it_has_a_worker(team: Team) -> None:
+    team.start_worker("cpu")
+    team.start_worker("gpu", "team-gpu")
+    wait_until(lambda: team.pool_is_ready("team-gpu"), 60)
+    run = team.start_run("lockstep/team", params={"train": {"seed": 21}})
+    entry = team.wait_run(run, 600)
+    assert entry["state_type"] == "COMPLETED", entry["state"]["message"]
+    team.stop("worker-cpu")
+    team.stop("worker-gpu")
+    assert "Running stage 'train':" in team.worker_log("gpu")
+    assert "Running stage 'train':" not in team.worker_log("cpu")
+    assert "Running stage 'evaluate':" in team.worker_log("cpu")
+    assert states(team, run) == {
+        **dict.fromkeys(("download", "preprocess"), "UpToDate"),
+        **dict.fromkeys(("train", "evaluate", "export_onnx", "validate_parity"), "Ran"),
+    }
+    reader = team.clone("gpu-reader")
+    team.run(reader, "git", "checkout", "-q", "results")
+    team.run(reader, "dvc", "pull", "-q")
+    assert "seed: 21" in (reader / "params.yaml").read_text()
+    assert team.run(reader, "dvc", "status", "--json").stdout.strip() == "{}"
+
+
+def test_a_late_heartbeat_does_not_change_a_completed_run(team: Team) -> None:
+    """As in PrefectHQ/prefect#18653, where a heartbeat that arrives after the end makes a run Crashed."""
+    (run, *_) = post_api(team.api, "flow_runs/filter", flow_runs={"state": {"type": {"any_": ["COMPLETED"]}}}, limit=1)
+    event = {
+        "id": str(uuid4()),
+        "event": "prefect.flow-run.heartbeat",
+        "occurred": datetime.now(UTC).isoformat(),
+        "resource": {"prefect.resource.id": f"prefect.flow-run.{run['id']}", "prefect.resource.name": run["name"]},
+        "related": [
+            {
+                "prefect.resource.id": "prefect.flow.x",
+                "prefect.resource.role": "flow",
+                "prefect.resource.name": "lockstep",
+            }
+        ],
+    }
+    post_api(team.api, "events", root=[event])
+    time.sleep(150)  # longer than the automation waits for the next heartbeat
+    (after,) = post_api(team.api, "flow_runs/filter", flow_runs={"id": {"any_": [run["id"]]}})
+    assert after["state"]["id"] == run["state"]["id"]
 
 
 def test_a_sweep_over_three_workers_survives_the_death_of_one(team: Team, tmp_path: Path) -> None:
