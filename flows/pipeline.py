@@ -184,8 +184,8 @@ class PipelineRun:
 
     def __init__(self, workspace: Workspace, dag: Dag, plan: Plan, force: bool, log_dir: Path) -> None:
         self.root, self.dag, self.plan, self.force, self.log_dir = workspace.path, dag, plan, force, log_dir
-        pull_flags = ["--pull", "--allow-missing"] if workspace.has_dvc_remote else []
-        self.flags = [*(["--force"] if force else []), *pull_flags]
+        self.pull = workspace.has_dvc_remote  # data may be missing here
+        self.flags = [*(["--force"] if force else []), *(["--allow-missing"] if self.pull else [])]
         self.states: dict[str, asyncio.Task[State[Any]]] = {}
         self.seconds: dict[str, float] = {}  # that `dvc repro` took, with retries
         self.exit_statuses: dict[str, int] = {}  # of the commands of failed stages
@@ -237,6 +237,11 @@ class PipelineRun:
 
     async def repro(self, stage: Stage, log: Any) -> CommandResult:
         self.log_dir.mkdir(parents=True, exist_ok=True)
+        # With --single-item DVC takes a missing dep for unchanged, also if its hash in dvc.lock has changed.
+        if missing := [dep for dep in stage.deps if self.pull and not (self.root / dep).exists()]:
+            result = await run_dvc(["pull", *missing], self.root, on_line=log.info, on_wait=log.info)
+            if result.returncode:
+                return result
         return await run_dvc(
             ["repro", "--single-item", *self.flags, stage.name],
             self.root,

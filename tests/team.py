@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -103,6 +104,12 @@ class Team:
         (found,) = [entry for entry in deployments if entry["name"] == name]
         body = {"parameters": {**found["parameters"], **parameters}, "state": {"type": "SCHEDULED"}}
         return str(post_api(self.api, f"deployments/{found['id']}/create_flow_run", **body)["id"])
+
+    def send_event(self, event: dict[str, Any]) -> None:
+        data, headers = json.dumps([event]).encode(), {"content-type": "application/json"}
+        request = urllib.request.Request(f"{self.api}/events", data, headers)
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30):
+            pass
 
     def pool_is_ready(self, pool: str) -> bool:
         (found,) = post_api(self.api, "work_pools/filter", work_pools={"name": {"any_": [pool]}})

@@ -127,7 +127,7 @@ def test_a_late_heartbeat_does_not_change_a_completed_run(team: Team) -> None:
             }
         ],
     }
-    post_api(team.api, "events", root=[event])
+    team.send_event(event)
     time.sleep(150)  # longer than the automation waits for the next heartbeat
     (after,) = post_api(team.api, "flow_runs/filter", flow_runs={"id": {"any_": [run["id"]]}})
     assert after["state"]["id"] == run["state"]["id"]
