@@ -88,7 +88,7 @@ class Team:
         worker = ["worker", "start", "--pool", pool, "--name", name, "--limit", "2"]
         self.start(
             f"worker-{name}",
-            [sys.executable, "-m", "prefect", *worker],
+            [str(self.folder / "worker-venv" / "bin" / "python"), "-m", "prefect", *worker],
             HOME=str(home),
             LOCKSTEP_HOME=str(home),
             PREFECT_HOME=str(home / "prefect"),
@@ -151,6 +151,7 @@ def make_team(folder: Path, project: Path) -> Iterator[Team]:
         start_postgres(team)
         start_s3(team)
         start_prefect(team)
+        make_worker_venv(team)
         run_command(folder, "git", "clone", "-q", "--bare", str(project), "origin.git")
         person = team.clone("person")
         team.run(person, "dvc", "remote", "add", "--default", "storage", f"s3://{BUCKET}/dvc")
@@ -165,6 +166,16 @@ def make_team(folder: Path, project: Path) -> Iterator[Team]:
     finally:
         for name in reversed([*team.processes]):
             team.stop(name, signal.SIGKILL if name != "postgres" else signal.SIGINT)
+
+
+def make_worker_venv(team: Team) -> None:
+    """The Python of the workers, as deploy/worker.Dockerfile makes it: it has no torch and no DVC."""
+    text = (ROOT / "deploy" / "worker.Dockerfile").read_text()
+    packages = text.split("--constraint /tmp/requirements.lock ")[1].split("\n")[0].split()
+    uv, venv = str(Path(sys.executable).with_name("uv")), team.folder / "worker-venv"
+    team.run(team.folder, uv, "venv", "-q", "--python", sys.executable, str(venv))
+    lock = str(ROOT / "requirements.lock")
+    team.run(team.folder, uv, "pip", "install", "-q", "--python", str(venv / "bin" / "python"), "-c", lock, *packages)
 
 
 def start_postgres(team: Team) -> None:

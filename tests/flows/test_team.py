@@ -100,10 +100,11 @@ def test_stages_with_the_tag_gpu_run_in_the_gpu_pool_while_it_has_a_worker(team:
     assert "Running stage 'train':" in team.worker_log("gpu")
     assert "Running stage 'train':" not in team.worker_log("cpu")
     assert "Running stage 'evaluate':" in team.worker_log("cpu")
-    assert states(team, run) == {
+    expected = {
         **dict.fromkeys(("download", "preprocess"), "UpToDate"),
         **dict.fromkeys(("train", "evaluate", "export_onnx", "validate_parity"), "Ran"),
     }
+    assert states(team, run).items() >= expected.items()  # beside the task run that stands for the run in the pool
     reader = team.clone("gpu-reader")
     team.run(reader, "git", "checkout", "-q", "results")
     team.run(reader, "dvc", "pull", "-q")

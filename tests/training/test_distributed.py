@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -159,6 +160,34 @@ def test_torchrun_starts_the_stage_too(stage_outputs: Path, tmp_path: Path, para
     subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, timeout=300, check=True)
     weights = [(tmp_path / folder / "weights").read_bytes() for folder in ("stage", "torchrun")]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_two_hosts_that_meet_at_an_address_give_the_bytes_of_one_host_with_two_processes(
+    stage_outputs: Path, tmp_path: Path, params: WriteParams
+) -> None:
+    """Each host has the code and the splits in a folder of its own; both are this machine, at a loopback address."""
+    two_processes = params({"train.processes": 2})
+    train(tmp_path / "one-host", two_processes, stage_outputs / "splits")
+    endpoint, hosts = f"127.0.0.1:{free_port()}", []
+    for rank in (0, 1):
+        host = tmp_path / f"host{rank}"
+        shutil.copytree(ROOT / "stages", host / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(stage_outputs / "splits", host / "splits")
+        rendezvous = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}"]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", *rendezvous, "--local-addr=127.0.0.1", "-m"]
+        command = [*torchrun, "stages.train", *train_flags(host / "out", two_processes, host / "splits")]
+        hosts.append(subprocess.Popen(command, cwd=host, env=ENVIRONMENT))
+    try:
+        assert [process.wait(300) for process in hosts] == [0, 0]
+    finally:
+        for process in hosts:
+            process.kill()
+    outputs = [tmp_path / f"host{rank}" / "out" for rank in (0, 1)]
+    (written,) = [folder for folder in outputs if (folder / "weights").exists()]  # by the process of rank 0 alone
+    for name in ("weights", "history", "trace", "report", "environment"):
+        assert (written / name).read_bytes() == (tmp_path / "one-host" / name).read_bytes(), name
 
 
 @pytest.mark.slow
