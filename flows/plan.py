@@ -68,7 +68,7 @@ def needs_validation(
 ) -> list[str]:
     """The stages whose params differ from those of their last successful run."""
     used_sections = {name.partition(".")[0] for stage in dag.stages.values() for name in stage.params}
-    if {name.partition(".")[0] for name in params} - used_sections:
+    if {name.partition(".")[0] for name in params} - {*used_sections, "promote"}:
         return [*selected]  # a section that no stage reads may be a misspelt one
     return [
         name

@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from flows.automation import FLOW_NAMES
 from flows.dvc.dag import read_dag
 from stages.core.device import LIBRARIES
-from stages.core.params import Machine, Section
+from stages.core.params import SHARED_SECTIONS, Machine, Section
 
 ROOT = Path(__file__).parent.parent
 PIPELINE = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")
@@ -89,7 +89,7 @@ def import_closure(file: Path) -> set[str]:
 def test_stages_modules_and_param_sections_have_the_same_names() -> None:
     modules = {file.stem for file in (ROOT / "stages").glob("*.py")} - {"__init__", "__main__"}
     assert modules == set(STAGES)
-    assert {name for name in STAGES if section_of(name)} == set(PARAMS) - {"machine"}
+    assert {name for name in STAGES if section_of(name)} == set(PARAMS) - {*SHARED_SECTIONS}
 
 
 @each_stage

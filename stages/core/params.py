@@ -19,6 +19,7 @@ class Section(pydantic.BaseModel):
 
 
 SectionT = TypeVar("SectionT", bound=Section)
+SHARED_SECTIONS = ("machine", "promote")  # `promote` is read by flows/promote.py
 sections_read: dict[tuple[Path, str], Any] = {}  # by file and section: its content when it was read
 
 
@@ -33,7 +34,7 @@ class Machine(Section):
 def read_section(path: Path, name: str, section: type[SectionT]) -> SectionT:
     """Validate the section `name` of the file. An unknown section anywhere in the file is an error too."""
     content = load_params(path)
-    known = sorted({*stage_names(), "machine"})
+    known = sorted({*stage_names(), *SHARED_SECTIONS})
     for key in content:
         if key not in known:
             raise StageError(f"{path}: unknown section {key!r}{suggest(str(key), known)}")

@@ -1,0 +1,245 @@
+"""The flow `lockstep-promote`: registers the committed model as a new version if it is proven and not worse."""
+
+import csv
+import json
+import math
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from prefect import State, flow, get_run_logger
+from prefect.artifacts import acreate_markdown_artifact
+from prefect.states import Completed, Failed
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from flows.audit import compare_rerun
+from flows.dvc.dag import Dag, read_dag
+from flows.dvc.params_file import read_params
+from flows.errors import FlowError
+from flows.pipeline import ROOT, rename_flow_run
+from flows.process import stream_command
+from flows.report import markdown_table, read_json, shorten
+from flows.terminal import run_cli, run_flow
+from flows.workspace import dvc, git, open_scratch_clone
+
+ARTIFACT = "classifier"  # in dvc.yaml
+ARTIFACT_KEY = "lockstep-promotion"
+Check = tuple[str, bool, str]  # what was checked, whether it passed, and why
+
+
+class Promote(BaseModel):
+    """The section `promote` of params.yaml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    level: float = Field(gt=0, lt=1)
+
+
+@flow(name="lockstep-promote", persist_result=False)
+async def promote(stage: str = "prod", audit: bool = True, push: bool = False) -> State[Any]:
+    """Register the model of HEAD with GTO, and assign the stage to it, if it is proven and not worse than the last.
+
+    Args:
+        stage: the stage that the model is to have
+        audit: run every stage again first, and compare every byte
+        push: push the tags to origin
+    """
+    log = get_run_logger()
+    try:
+        checks = [check async for check in run_checks(stage, audit)]
+        if all(passed for _, passed, _ in checks):
+            version = await register(stage, push)
+            state: State[Any] = Completed(name="Promoted", message=f"{ARTIFACT} {version} is now {stage}")
+        else:
+            reasons = [f"{name}: {reason}" for name, passed, reason in checks if not passed]
+            state = Failed(name="Refused", message="; ".join(reasons))
+    except FlowError as error:
+        checks, state = [], Failed(message=str(error))
+    rows = [[name, "passed" if passed else "failed", reason] for name, passed, reason in checks]
+    report = f"## {state.name}: {state.message}\n\n{markdown_table(['check', 'result', 'why'], rows)}"
+    for name, passed, reason in checks:
+        log.info(f"{name}: {'passed' if passed else 'failed'}, {reason}")
+    log.info(f"{state.name}: {state.message}")
+    await acreate_markdown_artifact(report, ARTIFACT_KEY, state.message)
+    await rename_flow_run(shorten(f"{str(state.name).lower()}: {state.message}"))
+    return state
+
+
+async def run_checks(stage: str, audit: bool) -> AsyncIterator[Check]:
+    """The checks in order; ends at the first that fails."""
+    level, dag = read_level(), read_dag(ROOT)
+    with tempfile.TemporaryDirectory() as folder:
+        certificate = await fetch_certificate(dag, "HEAD", Path(folder) / "new")
+        check = await verify(dag, Path(folder) / "new")
+        yield check
+        if not check[1]:
+            return
+        if audit:
+            async with open_scratch_clone(ROOT, get_run_logger().info) as clone:
+                audited, _ = await compare_rerun(clone, tolerance=0.005)
+            yield "audit", audited.is_completed(), str(audited.message)
+            if not audited.is_completed():
+                return
+        registered = await registered_commit(stage)
+        if registered is None:
+            yield "comparison", True, f"no {ARTIFACT} is {stage} yet"
+            return
+        if registered == (await git(ROOT, "rev-parse", "HEAD"))[-1]:
+            yield "comparison", False, f"this commit is {stage} already"
+            return
+        before = await fetch_certificate(dag, registered, Path(folder) / "old")
+        if before["dataset"] != certificate["dataset"]:
+            yield "comparison", False, f"the {ARTIFACT} that is {stage} was tested on other images"
+            return
+        old, new = [await read_predictions(dag, commit) for commit in (registered, "HEAD")]
+        yield compare_predictions(old, new, level)
+
+
+def read_level() -> float:
+    try:
+        return Promote.model_validate(read_params(ROOT / "params.yaml").get("promote")).level
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise FlowError(
+            f"params.yaml: {'.'.join(['promote', *map(str, first['loc'])])}: {first['msg'].lower()}"
+        ) from error
+
+
+async def fetch_certificate(dag: Dag, commit: str, folder: Path) -> dict[str, Any]:
+    """Fetch the model of the commit with its golden sample and certificate; returns the certificate."""
+    folder.mkdir()
+    model = Path(dag.artifacts[ARTIFACT])
+    for name in (model.name, "golden.json", "certificate.json"):
+        path = (model.parent / name).as_posix()
+        await dvc(ROOT, "get", ".", path, "--rev", commit, "--out", str(folder / name), "--quiet")
+    return read_json(folder / "certificate.json")
+
+
+async def verify(dag: Dag, folder: Path) -> Check:
+    model = folder / Path(dag.artifacts[ARTIFACT]).name
+    result = await stream_command(["python", "-m", "lockstep", "verify", str(model), "--json"], ROOT)
+    content: dict[str, Any] = next((json.loads(line) for line in result.lines if line.startswith("{")), {})
+    if result.returncode:
+        return "certificate", False, content.get("reason") or " ".join(result.lines)
+    quality = content["certificate"]["quality"]
+    return "certificate", True, f"accuracy {quality['accuracy']}, at least {quality['min_accuracy']}"
+
+
+async def read_predictions(dag: Dag, commit: str) -> list[tuple[str, str]]:
+    """The label and the prediction of each test image."""
+    (path,) = [out for out in dag.stages["evaluate"].outs if Path(out).stem == "predictions"]
+    rows = csv.reader(await git(ROOT, "show", f"{commit}:./{path}"))
+    return [(actual, predicted) for actual, predicted in rows][1:]
+
+
+def compare_predictions(old: Sequence[tuple[str, str]], new: Sequence[tuple[str, str]], level: float) -> Check:
+    """McNemar's exact test (McNemar, 1947), one-sided: is the new model worse on the same images?"""
+    if [label for label, _ in old] != [label for label, _ in new]:
+        return "comparison", False, "the two models were tested on other images"
+    pairs = [(before == label, after == label) for (label, before), (_, after) in zip(old, new, strict=True)]
+    lost, won = pairs.count((True, False)), pairs.count((False, True))
+    # The probability that at least so many of the images on which they differ are lost, if both are equally good.
+    p = sum(math.comb(lost + won, count) for count in range(lost, lost + won + 1)) / 2 ** (lost + won)
+    details = f"{won} test images won and {lost} lost, p = {p:.3g} that it is not worse, level {level:g}"
+    return "comparison", p >= level, details
+
+
+async def registered_commit(stage: str) -> str | None:
+    """The commit of the version that has the stage."""
+    shown = await run_gto("show", f"{ARTIFACT}#{stage}", "--json")
+    versions = json.loads("\n".join(shown) or "[]")
+    return str(versions[0]["commit_hexsha"]) if versions else None
+
+
+async def register(stage: str, push: bool) -> str:
+    """Tag HEAD as the next version, and give it the stage; returns the version."""
+    head = (await git(ROOT, "rev-parse", "HEAD"))[-1]
+    if not (tags := await git(ROOT, "tag", "--points-at", head, "--list", f"{ARTIFACT}@*")):
+        await run_gto("register", ARTIFACT, head)
+        tags = await git(ROOT, "tag", "--points-at", head, "--list", f"{ARTIFACT}@*")
+    return await assign(tags[-1], stage, push)
+
+
+async def assign(tag: str, stage: str, push: bool) -> str:
+    version = tag.partition("@")[2]
+    await run_gto("assign", ARTIFACT, "--version", version, "--stage", stage, "--force")
+    if push:
+        assigned = await list_assignments(stage)
+        await git(ROOT, "push", "--quiet", "origin", tag, assigned[-1])
+    return version
+
+
+async def list_assignments(stage: str) -> list[str]:
+    """The tags that gave the stage to a version, oldest first."""
+    return await git(ROOT, "tag", "--list", f"{ARTIFACT}#{stage}#*", "--sort=version:refname")
+
+
+async def roll_back(stage: str, push: bool) -> str:
+    """Give the stage to the version that had it before; returns the version."""
+    assignments = await list_assignments(stage)
+    commits = [(await git(ROOT, "rev-parse", f"{tag}^{{commit}}"))[-1] for tag in assignments]
+    earlier = [commit for commit in commits if commit != commits[-1]]
+    if not earlier:
+        raise FlowError(f"no other {ARTIFACT} was {stage} before")
+    tags = await git(ROOT, "tag", "--points-at", earlier[-1], "--list", f"{ARTIFACT}@*")
+    return await assign(tags[-1], stage, push)
+
+
+async def run_gto(*arguments: str) -> list[str]:
+    result = await stream_command(["gto", *arguments], ROOT)
+    if result.returncode:
+        raise FlowError(f"gto {arguments[0]}: {' '.join(result.lines)}")
+    return list(result.lines)
+
+
+@flow(name="lockstep-roll-back", persist_result=False)
+async def roll_back_flow(stage: str = "prod", push: bool = False) -> State[Any]:
+    """Give the stage back to the version that had it before.
+
+    Args:
+        stage: the stage
+        push: push the tag to origin
+    """
+    try:
+        message = f"{ARTIFACT} {await roll_back(stage, push)} is {stage} again"
+    except FlowError as error:
+        get_run_logger().error(str(error))
+        return Failed(message=str(error))
+    get_run_logger().info(message)
+    await rename_flow_run(message)
+    return Completed(name="RolledBack", message=message)
+
+
+def promote_cli(
+    *,
+    stage: str = "prod",
+    skip_audit: bool = False,
+    push: bool = False,
+    rollback: Annotated[bool, Parameter(name="--roll-back")] = False,
+) -> None:
+    """Register the model of HEAD as a new version and give it a stage, if it is proven and not worse. For example:
+
+    python -m flows.promote --stage staging
+
+    dvc artifacts get . classifier --stage staging
+
+    Parameters
+    ----------
+    stage
+        The stage that the model is to have.
+    skip_audit
+        Do not run every stage again first.
+    push
+        Push the tags to origin.
+    rollback
+        Give the stage back to the version that had it before, and promote nothing.
+    """
+    if rollback:
+        raise SystemExit(run_flow(roll_back_flow, stage=stage, push=push))
+    raise SystemExit(run_flow(promote, stage=stage, audit=not skip_audit, push=push))
+
+
+if __name__ == "__main__":
+    run_cli(promote_cli, "python -m flows.promote")

@@ -1,0 +1,117 @@
+"""A model becomes a version of the registry if it is proven and not worse; and back again."""
+
+import json
+from pathlib import Path
+
+import pytest
+from repositories import CompletedCommand, commit_all, run_command, run_dvc
+from toys import run_flow_module
+
+from flows.dvc.params_file import set_param
+from flows.promote import compare_predictions
+
+
+def promote(project: Path, prefect_api_url: str, *flags: str, status: int = 0) -> CompletedCommand:
+    module = "flows.promote"
+    return run_flow_module(project, *flags, prefect_api_url=prefect_api_url, status=status, module=module)
+
+
+def commit_model(project: Path, **params: object) -> bytes:
+    """Run the pipeline with these params of train and commit it; the bytes of the model."""
+    for param, value in params.items():
+        set_param(project / "params.yaml", f"train.{param}", value)
+    run_dvc(project, "repro", "-q")
+    commit_all(project)
+    return (project / "data/model/model.onnx").read_bytes()
+
+
+def get_artifact(project: Path, folder: Path, stage: str = "prod") -> bytes:
+    run_dvc(folder, "artifacts", "get", str(project), "classifier", "--stage", stage, "--out", "got.onnx", "--force")
+    return (folder / "got.onnx").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_a_model_that_is_not_worse_is_promoted_and_a_worse_one_refused(
+    project: Path, prefect_api_url: str, tmp_path: Path
+) -> None:
+    first = (project / "data/model/model.onnx").read_bytes()
+    result = promote(project, prefect_api_url)  # with the audit
+    assert "audit: passed, All 19 outputs have the same bytes as dvc.lock" in result.stdout
+    assert "Promoted: classifier v0.0.1 is now prod" in result.stdout
+    assert get_artifact(project, tmp_path) == first
+    assert "this commit is prod already" in promote(project, prefect_api_url, "--skip-audit", status=1).stdout
+
+    second = commit_model(project, seed=3, epochs=9)
+    result = promote(project, prefect_api_url, "--skip-audit")
+    assert "Promoted: classifier v0.0.2 is now prod" in result.stdout
+    assert get_artifact(project, tmp_path) == second != first
+
+    commit_model(project, epochs=1.0)
+    result = promote(project, prefect_api_url, "--skip-audit", status=1)
+    assert "Refused: comparison: " in result.stdout
+    assert "lost, p = " in result.stdout
+    assert get_artifact(project, tmp_path) == second
+    assert run_command(project, "git", "tag").stdout.split() == [
+        "classifier#prod#1",
+        "classifier#prod#2",
+        "classifier@v0.0.1",
+        "classifier@v0.0.2",
+    ]
+
+    assert "classifier v0.0.1 is prod again" in promote(project, prefect_api_url, "--roll-back").stdout
+    assert get_artifact(project, tmp_path) == first
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_a_model_whose_certificate_does_not_hold_is_refused(project: Path, prefect_api_url: str) -> None:
+    set_param(project / "params.yaml", "promote.level", 2.0)
+    assert (
+        "params.yaml: promote.level: input should be less than 1"
+        in promote(project, prefect_api_url, "--skip-audit", status=1).stdout
+    )
+    set_param(project / "params.yaml", "promote.level", 0.05)
+    cache = project / ".dvc" / "cache" / "files" / "md5"
+    outs = run_command(project, "git", "show", "HEAD:dvc.lock").stdout.splitlines()
+    place = next(index for index, line in enumerate(outs) if "data/model/certificate.json" in line)
+    digest = outs[place + 2].split(": ")[1]
+    content = json.loads((cache / digest[:2] / digest[2:]).read_text())
+    (cache / digest[:2] / digest[2:]).chmod(0o644)
+    (cache / digest[:2] / digest[2:]).write_text(json.dumps({**content, "quality": {}}))
+    result = promote(project, prefect_api_url, "--skip-audit", status=1)
+    assert "Refused: certificate: " in result.stdout or "certificate" in result.stdout
+    assert run_command(project, "git", "tag").stdout == ""
+
+
+def test_roll_back_without_an_earlier_version_is_one_line(project: Path, prefect_api_url: str) -> None:
+    result = promote(project, prefect_api_url, "--roll-back", status=1)
+    assert result.stdout.strip() == "no other classifier was prod before"
+
+
+@pytest.mark.parametrize(
+    ("won", "lost", "passed"),
+    [(0, 0, True), (0, 4, True), (0, 5, False), (10, 10, True), (10, 25, False), (50, 5, True)],
+)
+def test_mcnemars_exact_test(won: int, lost: int, passed: bool) -> None:
+    old = [("a", "b")] * won + [("a", "a")] * lost + [("a", "a")] * 100
+    new = [("a", "a")] * won + [("a", "b")] * lost + [("a", "a")] * 100
+    name, result, reason = compare_predictions(old, new, 0.05)
+    assert (name, result) == ("comparison", passed)
+    assert f"{won} test images won and {lost} lost" in reason
+
+
+def test_mcnemars_test_equals_that_of_scipy() -> None:
+    from scipy.stats import binomtest
+
+    old = [("a", "b")] * 7 + [("a", "a")] * 12
+    new = [("a", "a")] * 7 + [("a", "b")] * 12
+    expected = binomtest(12, 19, 0.5, alternative="greater").pvalue
+    assert f"p = {expected:.3g} " in compare_predictions(old, new, 0.05)[2]
+
+
+def test_other_test_images_are_not_compared() -> None:
+    assert compare_predictions([("a", "a")], [("b", "b")], 0.05)[1:] == (
+        False,
+        "the two models were tested on other images",
+    )
