@@ -148,9 +148,8 @@ def compare_predictions(old: Sequence[tuple[str, str]], new: Sequence[tuple[str,
 
 async def registered_commit(stage: str) -> str | None:
     """The commit of the version that has the stage."""
-    shown = await run_gto("show", f"{ARTIFACT}#{stage}", "--json")
-    versions = json.loads("\n".join(shown) or "[]")
-    return str(versions[0]["commit_hexsha"]) if versions else None
+    commits = await assigned_commits(stage)
+    return commits[-1] if commits else None
 
 
 async def register(stage: str, push: bool) -> str:
@@ -176,10 +175,13 @@ async def list_assignments(stage: str) -> list[str]:
     return await git(ROOT, "tag", "--list", f"{ARTIFACT}#{stage}#*", "--sort=version:refname")
 
 
+async def assigned_commits(stage: str) -> list[str]:
+    return [(await git(ROOT, "rev-parse", f"{tag}^{{commit}}"))[-1] for tag in await list_assignments(stage)]
+
+
 async def roll_back(stage: str, push: bool) -> str:
     """Give the stage to the version that had it before; returns the version."""
-    assignments = await list_assignments(stage)
-    commits = [(await git(ROOT, "rev-parse", f"{tag}^{{commit}}"))[-1] for tag in assignments]
+    commits = await assigned_commits(stage)
     earlier = [commit for commit in commits if commit != commits[-1]]
     if not earlier:
         raise FlowError(f"no other {ARTIFACT} was {stage} before")

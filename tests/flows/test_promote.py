@@ -1,10 +1,10 @@
 """A model becomes a version of the registry if it is proven and not worse; and back again."""
 
-import json
 from pathlib import Path
 
 import pytest
 from repositories import CompletedCommand, commit_all, run_command, run_dvc
+from ruamel.yaml import YAML
 from toys import run_flow_module
 
 from flows.dvc.params_file import set_param
@@ -73,14 +73,14 @@ def test_a_model_whose_certificate_does_not_hold_is_refused(project: Path, prefe
     )
     set_param(project / "params.yaml", "promote.level", 0.05)
     cache = project / ".dvc" / "cache" / "files" / "md5"
-    outs = run_command(project, "git", "show", "HEAD:dvc.lock").stdout.splitlines()
-    place = next(index for index, line in enumerate(outs) if "data/model/certificate.json" in line)
-    digest = outs[place + 2].split(": ")[1]
-    content = json.loads((cache / digest[:2] / digest[2:]).read_text())
-    (cache / digest[:2] / digest[2:]).chmod(0o644)
-    (cache / digest[:2] / digest[2:]).write_text(json.dumps({**content, "quality": {}}))
+    lock = YAML(typ="safe", pure=True).load(project / "dvc.lock")
+    (digest,) = [out["md5"] for out in lock["stages"]["validate_parity"]["outs"] if "certificate" in out["path"]]
+    certificate = cache / digest[:2] / digest[2:]
+    certificate.chmod(0o644)
+    certificate.write_text(certificate.read_text().replace('"min_accuracy": 0.5', '"min_accuracy": 0.4'))
     result = promote(project, prefect_api_url, "--skip-audit", status=1)
-    assert "Refused: certificate: " in result.stdout or "certificate" in result.stdout
+    assert "Refused: certificate: " in result.stdout
+    assert "was changed after it was written" in result.stdout
     assert run_command(project, "git", "tag").stdout == ""
 
 
