@@ -52,7 +52,7 @@ lint: setup  ### ruff and mypy
 	ruff check . && ruff format --check . && mypy
 
 publish: setup  ### copy the proven model of the committed run into lockstep/published, which is installed with lockstep
-	@lockstep verify data/model/model.onnx && cp data/model/model.onnx data/model/golden.json data/model/certificate.json lockstep/published/
+	@lockstep verify data/model/model.onnx && cd data/model && cp model.onnx golden.json certificate.json CARD.md ../../lockstep/published/
 
 serve: setup  ## serve data/model/model.onnx over HTTP, with a page to draw on; FLAGS="--port 9000" and so on
 	@python -m lockstep serve $(if $(wildcard data/reports/evaluate.json),--report data/reports/evaluate.json) $(FLAGS)

@@ -1,6 +1,7 @@
 """Compares the ONNX file with the trained network. Writes a report, and a certificate if the outputs match."""
 
 import itertools
+import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -16,10 +17,11 @@ from pydantic import Field
 from stages.core.command import echo, run_stage
 from stages.core.device import prepare_device, read_environment
 from stages.core.errors import StageError
-from stages.core.files import write_csv, write_json
+from stages.core.files import atomic_write, write_csv, write_json
 from stages.core.params import Machine, Section, read_section
 from stages.core.splits import read_images, read_labels, read_splits_info
 from stages.network.weights import check_weights_fit, read_weights
+from stages.proof.card import make_card
 from stages.proof.certificate import hash_files, make_certificate, read_quality
 from stages.proof.engines import OPTIMIZATION_LEVELS, REFERENCE_EVALUATOR, InferenceConfig, run_onnx, run_torch
 from stages.proof.golden import read_golden
@@ -55,6 +57,7 @@ def validate_parity(
     report: Annotated[Path, Parameter(help="JSON to write the result to")],
     measurements: Annotated[Path, Parameter(help="CSV to write the errors of each configuration on this CPU to")],
     certificate: Annotated[Path, Parameter(help="JSON to write if the outputs match and evaluate's gate passed")],
+    card: Annotated[Path, Parameter(help="model card to write beside the certificate, Markdown")],
 ) -> None:
     """Compare the ONNX file with the trained network in every configuration, and certify it if the outputs match.
 
@@ -62,7 +65,8 @@ def validate_parity(
     """
     section = read_section(params, "validate_parity", ValidateParity)
     machine = read_section(params, "machine", Machine)
-    certificate.unlink(missing_ok=True)
+    for path in (certificate, card):
+        path.unlink(missing_ok=True)
     files = {"model": model, "weights": weights, "golden": golden, "splits": splits}
     hashes = hash_files(files)
     network, header = read_weights(weights)
@@ -93,7 +97,11 @@ def validate_parity(
     if hash_files(files) != hashes:
         raise StageError(f"{model}, {weights}, {golden} or {splits} changed during the comparison: run it again")
     dataset = {"name": info.dataset, "origin": info.origin}
-    write_json(certificate, make_certificate(hashes, dataset, quality, parity, trained_on))
+    content = make_certificate(hashes, dataset, quality, parity, trained_on)
+    with atomic_write(card) as tmp:
+        evaluated = json.loads(evaluation.read_text(encoding="utf-8"))
+        tmp.write_text(make_card(content, evaluated, header, info), encoding="utf-8")
+    write_json(certificate, content)
     largest_error = max(difference.logits_max for _, difference in comparisons)
     measured = f"logits within {largest_error:.2g} in {len(comparisons)} configurations"
     echo(f"{model} matches {weights}: {measured}; certified in {certificate}")

@@ -122,6 +122,7 @@ def run_proof(folder: Path, raw: Path) -> Path:
         "report": folder / "parity.json",
         "measurements": measured,
         "certificate": folder / "certificate.json",
+        "card": folder / "CARD.md",
     }
     validate_parity(**inputs, **model, evaluation=report, **outputs)
     return folder

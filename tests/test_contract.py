@@ -392,7 +392,7 @@ def test_the_committed_run_was_made_with_the_versions_of_the_lock() -> None:
 def test_the_published_model_is_that_of_the_committed_run() -> None:
     lock = YAML(typ="safe", pure=True).load(read_committed("dvc.lock"))
     outs = {out["path"]: out["md5"] for stage in lock["stages"].values() for out in stage["outs"]}
-    for name in ("model.onnx", "golden.json", "certificate.json"):
+    for name in ("model.onnx", "golden.json", "certificate.json", "CARD.md"):
         content = (ROOT / "lockstep" / "published" / name).read_bytes()
         digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
         assert digest == outs[f"data/model/{name}"], "run `make publish` and commit lockstep/published"

@@ -22,7 +22,7 @@ from stages.validate_parity import validate_parity
 QUICK_PARITY = {"validate_parity.batch_sizes": [500], "validate_parity.reference_images": 1}
 INPUTS = {"weights": "weights.safetensors", "splits": "splits", "model": "model.onnx", "golden": "golden.json",
           "evaluation": "evaluate.json", "environment": "environment.json"}  # fmt: skip
-OUTPUTS = ("parity.json", "parity.csv", "certificate.json")
+OUTPUTS = ("parity.json", "parity.csv", "certificate.json", "CARD.md")
 ChangeModel = Callable[[onnx.ModelProto], None]
 ChangeGolden = Callable[[dict[str, Any]], None]
 
@@ -43,7 +43,7 @@ def validate(folder: Path, params: Path, stage_outputs: Path, **changed: Path) -
     report: dict[str, Any] = json.loads((folder / "parity.json").read_text())
     passed = not failure
     assert report["same"] is passed
-    assert (folder / "certificate.json").exists() is passed
+    assert (folder / "certificate.json").exists() is (folder / "CARD.md").exists() is passed
     assert (report["reasons"] == []) is passed
     assert passed or report["reasons"][0] in failure
     assert "\n" not in failure
@@ -478,6 +478,14 @@ def test_the_certificate_has_the_hashes_quality_and_parity(stage_outputs: Path, 
     content = {name: value for name, value in certificate.items() if name != "sha256"}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     assert certificate["sha256"] == hashlib.sha256(canonical.encode()).hexdigest()
+    card = (tmp_path / "CARD.md").read_text()
+    hashes = [value for name, value in certificate.items() if name.endswith("sha256")]
+    assert all(f"`{digest}`" in card for digest in [*hashes, certificate["dataset"]["splits_sha256"]])
+    assert f"| accuracy | {quality['accuracy']:.2%} (95 % interval {quality['accuracy_low']:.2%} to " in card
+    assert "| train | 540 |\n| validation | 60 |\n| test | 200 |" in card
+    assert "`optimizer` adamw, `learning_rate` 0.005" in card
+    assert "on every x86-64 CPU with AVX2" in card
+    assert "{" not in card
 
 
 @pytest.mark.parametrize(
@@ -492,7 +500,8 @@ def test_the_certificate_has_the_hashes_quality_and_parity(stage_outputs: Path, 
 def test_without_quality_there_is_no_certificate_and_the_previous_one_is_removed(
     changes: dict[str, Any], reason: str, stage_outputs: Path, tmp_path: Path, params: Any
 ) -> None:
-    (tmp_path / "certificate.json").write_text("of a previous model")
+    for name in ("certificate.json", "CARD.md"):
+        (tmp_path / name).write_text("of a previous model")
     evaluation = tmp_path / "evaluate.json"
     if changes:
         evaluation.write_text(json.dumps({**json.loads((stage_outputs / "evaluate.json").read_text()), **changes}))
@@ -501,3 +510,4 @@ def test_without_quality_there_is_no_certificate_and_the_previous_one_is_removed
         run_stage_in(tmp_path, validate_parity, params=params(QUICK_PARITY), **paths)
     assert json.loads((tmp_path / "parity.json").read_text())["same"] is True
     assert not (tmp_path / "certificate.json").exists()
+    assert not (tmp_path / "CARD.md").exists()

@@ -382,7 +382,7 @@ def test_the_form_has_a_choice_of_stages_and_a_field_for_each_param(toy_reposito
     program = "import flows.pipeline; print(flows.pipeline.pipeline.parameters.model_dump_json())"
     schema = json.loads(run_command(toy_repository, sys.executable, "-c", program).stdout.splitlines()[-1])
     fields, definitions = schema["properties"], schema["definitions"]
-    assert list(fields) == ["only", "from_stage", "force", "params", "where", "commit_to"]
+    assert list(fields) == ["only", "from_stage", "force", "params", "where", "commit_to", "push", "gpu_deployment"]
     assert all(fields[name]["description"] for name in fields)
     assert fields["only"]["items"]["enum"] == NAMES
     assert fields["from_stage"]["anyOf"][0]["enum"] == NAMES

@@ -127,8 +127,14 @@ def test_an_unknown_stage_is_one_line(finished_toy: Path) -> None:
     [
         (["--only"], "--only: name the stages to run; dvc.yaml has make, left, right, join"),
         (["--only", "--from", "left"], "--only: name the stages to run; dvc.yaml has make, left, right, join"),
-        (["--commit-to", "results"], "--plan reads the project's folder and runs nothing: leave --where and"),
-        (["--where", "clone"], "--plan reads the project's folder and runs nothing: leave --where and"),
+        (
+            ["--commit-to", "results"],
+            "--plan reads the project's folder and runs nothing: leave --where, ",
+        ),
+        (
+            ["--where", "clone"],
+            "--plan reads the project's folder and runs nothing: leave --where, ",
+        ),
     ],
     ids=str,
 )

@@ -1,11 +1,16 @@
 """A model becomes a version of the registry if it is proven and not worse; and back again."""
 
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
-from repositories import CompletedCommand, commit_all, run_command, run_dvc
+from repositories import CompletedCommand, command_environment, commit_all, run_command, run_dvc
 from ruamel.yaml import YAML
-from toys import run_flow_module
+from served import run_service, sha256_of
+from toys import run_flow_module, wait_until
 
 from flows.dvc.params_file import set_param
 from flows.promote import compare_predictions
@@ -37,7 +42,7 @@ def test_a_model_that_is_not_worse_is_promoted_and_a_worse_one_refused(
 ) -> None:
     first = (project / "data/model/model.onnx").read_bytes()
     result = promote(project, prefect_api_url)  # with the audit
-    assert "audit: passed, All 19 outputs have the same bytes as dvc.lock" in result.stdout
+    assert "audit: passed, All 20 outputs have the same bytes as dvc.lock" in result.stdout
     assert "Promoted: classifier v0.0.1 is now prod" in result.stdout
     assert get_artifact(project, tmp_path) == first
     assert "this commit is prod already" in promote(project, prefect_api_url, "--skip-audit", status=1).stdout
@@ -61,6 +66,47 @@ def test_a_model_that_is_not_worse_is_promoted_and_a_worse_one_refused(
 
     assert "classifier v0.0.1 is prod again" in promote(project, prefect_api_url, "--roll-back").stdout
     assert get_artifact(project, tmp_path) == first
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_a_service_follows_promotions_and_a_roll_back_under_load(
+    project: Path, prefect_api_url: str, tmp_path: Path
+) -> None:
+    models = {"v0.0.1": sha256_of(project / "data/model/model.onnx")}
+    promote(project, prefect_api_url, "--skip-audit")
+    served = tmp_path / "served"
+    command = [sys.executable, "-m", "flows.follow", "--folder", str(served), "--interval", "0.5"]
+    statuses: list[int] = []
+    stop = threading.Event()
+    with subprocess.Popen(command, cwd=project, env=command_environment(), text=True) as follower:
+        try:
+            wait_until(lambda: (served / "model.onnx").exists() and (served / "golden.json").exists(), 60)
+            wait_until(lambda: (served / "certificate.json").exists(), 60)
+            with run_service(tmp_path, served / "model.onnx") as service:
+
+                def send_requests() -> None:
+                    while not stop.is_set():
+                        statuses.append(service.predict_prepared(np.zeros((28, 28), np.uint8)).status)
+
+                clients = [threading.Thread(target=send_requests) for _ in range(4)]
+                for client in clients:
+                    client.start()
+                try:
+                    commit_model(project, seed=3, epochs=9)
+                    models["v0.0.2"] = sha256_of(project / "data/model/model.onnx")
+                    promote(project, prefect_api_url, "--skip-audit")
+                    wait_until(lambda: service.request("/model").json["sha256"] == models["v0.0.2"], 60)
+                    promote(project, prefect_api_url, "--roll-back")
+                    wait_until(lambda: service.request("/model").json["sha256"] == models["v0.0.1"], 60)
+                finally:
+                    stop.set()
+                    for client in clients:
+                        client.join()
+        finally:
+            follower.kill()
+    assert len(statuses) > 1000
+    assert set(statuses) == {200}
 
 
 @pytest.mark.slow
