@@ -33,6 +33,7 @@ from flows.dvc.lock_file import (
 from flows.dvc.messages import command_exit_status, is_hint, repro_result
 from flows.dvc.params_file import edit_params_text, flatten, parse_overrides, read_params, write_params
 from flows.errors import FlowError
+from flows.lineage import emit_assets
 from flows.parameters import make_overrides_model, stage_name_type, validate_params
 from flows.plan import LOST_ENTRY, Plan, explain_run, make_plan, needs_validation
 from flows.process import CommandResult
@@ -232,6 +233,8 @@ class PipelineRun:
         if not (self.force or reason == LOST_ENTRY):
             reason = explain_run(before, after) or reason
         state = stage_state(stage, result, reason)
+        if after and state.name in ("Ran", "Restored"):
+            emit_assets(self.dag, stage, after)
         log.info(f"Ends: {state.name} after {self.seconds[name]:.1f} s")
         return state
 
