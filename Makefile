@@ -4,7 +4,7 @@ PYTHON ?= python3
 SHELL := /bin/sh
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all test-ci test-portable test-team lint check-lock publish serve serve-flows bench bench-arithmetic bench-pipeline bench-onnx bench-flow experiments lock clean
+.PHONY: help setup run test test-all test-ci test-portable test-team lint check-lock publish sign serve serve-flows bench bench-arithmetic bench-pipeline bench-onnx bench-flow experiments lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.* ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.* ## /  \1\t/' | expand -t 20
@@ -51,6 +51,10 @@ check-lock: setup  ### check that dvc.lock was made by the committed code: in a 
 lint: setup  ### ruff and mypy
 	ruff check . && ruff format --check . && mypy
 
+sign: setup  ### sign the proven model in data/model; KEY=private.pem, an elliptic-curve key
+	@lockstep verify data/model/model.onnx && model_signing sign key --private_key "$(KEY)" --signature data/model/model.sig \
+	  --ignore-paths data/model/weights.safetensors data/model
+
 publish: setup  ### copy the proven model of the committed run into lockstep/published, which is installed with lockstep
 	@lockstep verify data/model/model.onnx && cd data/model && cp model.onnx golden.json certificate.json CARD.md ../../lockstep/published/
 
@@ -80,7 +84,7 @@ experiments: setup  ## run sets of params of experiments.yaml and show them: NAM
 
 lock: setup  ### resolve requirements.lock again from the ranges in pyproject.toml
 	uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --no-annotate --no-header \
-	  --upgrade --extra pipeline --extra s3 --extra service --group dev -o requirements.lock pyproject.toml
+	  --upgrade --extra pipeline --extra s3 --extra service --extra signing --group dev -o requirements.lock pyproject.toml
 
 clean:  ## remove the environment and the tools' caches; data and DVC's cache stay
 	rm -rf logs .venv .pytest_cache .mypy_cache .ruff_cache .coverage dvc_plots build *.egg-info data/checkpoints

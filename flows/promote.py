@@ -26,6 +26,7 @@ from flows.workspace import dvc, git, open_scratch_clone
 
 ARTIFACT = "classifier"  # in dvc.yaml
 ARTIFACT_KEY = "lockstep-promotion"
+SIGNATURE = "model.sig"  # if someone has signed the model and committed the signature
 Check = tuple[str, bool, str]  # what was checked, whether it passed, and why
 
 
@@ -111,8 +112,10 @@ async def fetch_certificate(dag: Dag, commit: str, folder: Path) -> dict[str, An
     """Fetch the model of the commit with its golden sample and certificate; returns the certificate."""
     folder.mkdir()
     outs = [Path(out) for stage in dag.stages.values() for out in stage.outs]
-    proof = {out.stem: out for out in outs if out.stem in ("golden", "certificate")}
-    for path in (Path(dag.artifacts[ARTIFACT]), *proof.values()):
+    proof = {out.stem: out for out in outs if out.stem in ("golden", "certificate", "CARD")}
+    model = Path(dag.artifacts[ARTIFACT])
+    signature = await git(ROOT, "ls-tree", "--name-only", commit, "--", (model.parent / SIGNATURE).as_posix())
+    for path in (model, *proof.values(), *map(Path, signature)):
         await dvc(ROOT, "get", ".", path.as_posix(), "--rev", commit, "--out", str(folder / path.name), "--quiet")
     return read_json(folder / proof["certificate"].name)
 

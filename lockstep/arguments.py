@@ -19,8 +19,9 @@ def positive(text: str) -> int:
 def add_proof_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--golden", type=Path, help="its golden sample; default: golden.json beside the model")
     parser.add_argument("--certificate", type=Path, help="its certificate; default: certificate.json beside the model")
+    parser.add_argument("--key", type=Path, help="a public key, PEM: require a signature, model.sig, of its owner")
 
 
 def proof_files_from_arguments(args: argparse.Namespace) -> ProofFiles:
     default = ProofFiles.beside_model(args.model or default_model())
-    return ProofFiles(args.golden or default.golden, args.certificate or default.certificate)
+    return ProofFiles(args.golden or default.golden, args.certificate or default.certificate, args.key)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from lockstep.certificate import Certificate, read_certificate
 from lockstep.errors import FileMissingError, HashMismatchError
+from lockstep.signature import CARD, SIGNATURE, check_signature
 
 HINT = "`dvc repro` makes it, `dvc pull` fetches it; verify=False and --no-verify do without"
 
@@ -18,14 +19,24 @@ class ProofContents(NamedTuple):
 
 @dataclass(frozen=True)
 class ProofFiles:
-    """The paths of a model's golden sample and certificate."""
+    """The paths of a model's golden sample and certificate, and the public key that must have signed them.
+
+    With a key, the model card and the signature, model.sig, are expected beside the certificate.
+    """
 
     golden: str | Path
     certificate: str | Path
+    key: str | Path | None = None
 
     @classmethod
-    def beside_model(cls, model: Path) -> "ProofFiles":
-        return cls(model.parent / "golden.json", model.parent / "certificate.json")
+    def beside_model(cls, model: Path, key: str | Path | None = None) -> "ProofFiles":
+        return cls(model.parent / "golden.json", model.parent / "certificate.json", key)
+
+    @property
+    def paths(self) -> list[Path]:
+        files = [Path(self.golden), Path(self.certificate)]
+        folder = files[1].parent
+        return [*files, folder / CARD, folder / SIGNATURE] if self.key else files
 
     def read_and_check(self, model: bytes, name: str) -> ProofContents:
         """Read each file once, and check the hashes before anything else is done with the model's bytes."""
@@ -43,6 +54,13 @@ class ProofFiles:
                     f"{self.certificate}: does not certify {path}: it names sha256 {certified[:12]}, the file has "
                     f"{actual[:12]}; `dvc repro` certifies a model that passes its gates"
                 )
+        if self.key:
+            card, signature = (
+                read_file(path, "a signed model has a card and a signature; `make sign` signs it")
+                for path in self.paths[2:]
+            )
+            files = {"model.onnx": model, "golden.json": golden, "certificate.json": data, CARD: card}
+            check_signature(files, signature, Path(self.key), name)
         return ProofContents(certificate, golden)
 
 

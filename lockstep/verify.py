@@ -38,7 +38,8 @@ def run(args: argparse.Namespace) -> int:
         replay_json = {**replay._asdict(), "onnxruntime": onnxruntime.__version__}
         print(json.dumps({"proven": True, "certificate": certificate.content, "replay": replay_json}))
     else:
-        print(f"{classifier.path} is proven", *format_lines(certificate, replay), sep="\n  ")
+        signed = f" and signed by the owner of {args.key}" if args.key else ""
+        print(f"{classifier.path} is proven{signed}", *format_lines(certificate, replay), sep="\n  ")
     return 0
 
 

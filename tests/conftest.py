@@ -208,7 +208,7 @@ def service(stage_outputs: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 def model_copy(stage_outputs: Path, tmp_path: Path) -> Path:
     """A copy of the model with its golden sample and certificate, which a test may change."""
     (tmp_path / "served").mkdir()
-    for name in ("model.onnx", "golden.json", "certificate.json"):
+    for name in ("model.onnx", "golden.json", "certificate.json", "CARD.md"):
         shutil.copyfile(stage_outputs / name, tmp_path / "served" / name)
     return tmp_path / "served" / "model.onnx"
 

@@ -15,8 +15,7 @@ class ModelFiles:
 
     def stat_files(self) -> list[tuple[int, ...] | None]:
         """Changes if one of the model's files is replaced or written to."""
-        proof = (self.proof_files.golden, self.proof_files.certificate) if self.proof_files else ()
-        return [stat_file(Path(path)) for path in (self.model, *proof)]
+        return [stat_file(path) for path in (self.model, *(self.proof_files.paths if self.proof_files else ()))]
 
 
 def stat_file(path: Path) -> tuple[int, ...] | None:
