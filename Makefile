@@ -4,7 +4,7 @@ PYTHON ?= python3
 SHELL := /bin/sh
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all test-ci test-portable test-team lint check-lock publish sign serve serve-flows bench bench-arithmetic bench-pipeline bench-onnx bench-flow experiments lock clean
+.PHONY: help setup run test test-all test-ci test-portable test-team lint check-lock publish sbom sign serve serve-flows bench bench-arithmetic bench-pipeline bench-onnx bench-flow experiments lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.* ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.* ## /  \1\t/' | expand -t 20
@@ -50,6 +50,9 @@ check-lock: setup  ### check that dvc.lock was made by the committed code: in a 
 
 lint: setup  ### ruff and mypy
 	ruff check . && ruff format --check . && mypy
+
+sbom: setup  ### write sbom.json, the bill of materials of requirements.lock (CycloneDX)
+	@uv tool run --quiet --from cyclonedx-bom==7.5.0 cyclonedx-py requirements requirements.lock --output-reproducible --output-file sbom.json
 
 sign: setup  ### sign the proven model in data/model; KEY=private.pem, an elliptic-curve key
 	@lockstep verify data/model/model.onnx && model_signing sign key --private_key "$(KEY)" --signature data/model/model.sig \
