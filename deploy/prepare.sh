@@ -10,6 +10,10 @@ mkdir -p "$home/environments" "$home/dvc-cache"
 exec 9>"$environment.lock"
 flock 9 # two runs that start at once make one environment
 if ! cmp -s requirements.lock "$environment/installed.lock"; then
+  if [ -L "$environment" ]; then
+    echo "$environment is a link to an environment of another requirements.lock: remove it" >&2
+    exit 1
+  fi
   echo "Installing requirements.lock into $environment: some minutes, once"
   ${PYTHON:-python3} -m venv --clear "$environment"
   "$environment/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock

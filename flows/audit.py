@@ -9,6 +9,7 @@ from prefect import State, flow, get_run_logger
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.states import Completed, Failed
 
+from flows.automation import check_attempts
 from flows.dvc.dag import read_dag
 from flows.dvc.lock_file import read_lock
 from flows.dvc.params_file import flatten
@@ -35,6 +36,7 @@ async def audit(tolerance: float = 0.005) -> State[Any]:
     """
     log = get_run_logger()
     try:
+        check_attempts()
         async with open_scratch_clone(ROOT, log.info) as root:
             state, table = await compare_rerun(root, tolerance)
     except FlowError as error:

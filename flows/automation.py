@@ -19,6 +19,7 @@ HEARTBEAT_TIMEOUT = timedelta(seconds=120)  # four heartbeats, which pyproject.t
 MAX_ATTEMPTS = 3  # of a run in a team's pool
 
 ANY_RUN = ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]})
+DEAD_RUNS = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*", "prefect.state-message": MESSAGE})
 OUR_FLOWS = ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": FLOW_NAMES})
 TEAM_RUNS = ResourceSpecification({"prefect.resource.role": "work-pool", "prefect.resource.name": TEAM_POOLS})
 
@@ -42,12 +43,12 @@ def make_automations() -> list[Automation]:
             actions=[ChangeFlowRunState(name=None, state=StateType.CRASHED, force=False, message=MESSAGE)],
         ),
         Automation(
-            name="lockstep: run again what crashed in a team's pool",
-            description=f"Made with the deployments. Another worker takes the run up, {MAX_ATTEMPTS} times in all.",
+            name="lockstep: run again what died in a team's pool",
+            description="Made with the deployments. Schedules a run again that showed no sign of life.",
             trigger=EventTrigger(
                 posture=Posture.Reactive,
                 expect={"prefect.flow-run.Crashed"},
-                match=ANY_RUN,
+                match=DEAD_RUNS,
                 match_related=[OUR_FLOWS, TEAM_RUNS],
                 for_each={"prefect.resource.id"},
                 threshold=1,

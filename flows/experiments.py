@@ -24,6 +24,7 @@ from flows.automation import check_attempts
 from flows.dvc.command import run_dvc
 from flows.dvc.dag import read_dag
 from flows.dvc.lock_file import repair_lockfile
+from flows.dvc.messages import error_message
 from flows.dvc.params_file import edit_params_text, load_yaml, parse_overrides
 from flows.environment import run_command
 from flows.errors import FlowError
@@ -57,6 +58,7 @@ async def sweep(
     """
     log, semaphore = get_run_logger(), asyncio.Semaphore(limit)
     try:
+        check_attempts()
         experiments = select_experiments(names or [], grid or {})
         await repair_lockfile(ROOT, read_dag(ROOT), log.info)
         for params in experiments.values():
@@ -72,10 +74,15 @@ async def sweep(
             return await run(name, params)
 
     states = await asyncio.gather(*(run_next(*item) for item in experiments.items()))
-    if deployment:
-        await run_dvc(["exp", "pull", "--no-cache", "--force", "origin", *experiments], ROOT, on_wait=log.info)
-    await acreate_table_artifact(await read_results(experiments, log.info), ARTIFACT_KEY, ", ".join(experiments))
-    if failed := [name for name, state in zip(experiments, states, strict=True) if not state.is_completed()]:
+    failed = [name for name, state in zip(experiments, states, strict=True) if not state.is_completed()]
+    succeeded = {name: params for name, params in experiments.items() if name not in failed}
+    if deployment and succeeded:
+        pull = ["exp", "pull", "--no-cache", "--force", "origin", *succeeded]
+        result = await run_dvc(pull, ROOT, on_wait=log.info)
+        if result.returncode:
+            log.error(f"dvc exp pull: {error_message(result.lines)}")
+    await acreate_table_artifact(await read_results(succeeded, log.info), ARTIFACT_KEY, ", ".join(experiments))
+    if failed:
         log.error(f"failed: {', '.join(failed)}")
         return Failed(message=f"failed: {', '.join(failed)}")
     return Completed(message=f"{len(experiments)} experiments: {', '.join(experiments)}")
@@ -117,14 +124,18 @@ async def experiment(name: str, params: dict[str, Any], revision: str) -> State[
     log = get_run_logger().info
     try:
         check_attempts()
+        if not re.fullmatch("[0-9a-f]{40}", revision):
+            raise FlowError(f"revision: {revision!r:.60} is not the hash of a commit")
         await git(ROOT, "fetch", "--quiet", "origin", revision)
         await git(ROOT, "checkout", "--quiet", "--detach", revision)
     except FlowError as error:
         return Failed(message=str(error))
-    command = ["exp", "run", "--pull", "--allow-missing", "--force", "--name", name, *param_flags(params)]
+    command = ["exp", "run", "--pull", "--allow-missing", "--name", name, *param_flags(params)]
     result = await run_dvc(command, ROOT, on_line=log, on_wait=log)
-    if not result.returncode:
-        result = await run_dvc(["exp", "push", "--force", "origin", name], ROOT, on_line=log, on_wait=log)
+    # Data first: an experiment in git whose data is nowhere is of no use.
+    for command in (["push"], ["exp", "push", "--force", "--no-cache", "origin", name]):
+        if not result.returncode:
+            result = await run_dvc(command, ROOT, on_line=log, on_wait=log)
     return experiment_state(name, result)
 
 

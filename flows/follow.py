@@ -11,7 +11,7 @@ from cyclopts.validators import Number
 from flows.dvc.dag import read_dag
 from flows.errors import FlowError
 from flows.pipeline import ROOT
-from flows.promote import assigned_commits, fetch_certificate
+from flows.promote import fetch_certificate, staged_commit
 from flows.terminal import run_cli
 from flows.workspace import git
 
@@ -61,9 +61,9 @@ async def follow(stage: str, folder: Path, interval: float) -> None:
 async def newest_commit(stage: str) -> str:
     if "origin" in await git(ROOT, "remote"):
         await git(ROOT, "fetch", "--quiet", "--tags", "origin")
-    if not (commits := await assigned_commits(stage)):
-        raise FlowError(f"no model is {stage} yet: python -m flows.promote --stage {stage}")
-    return commits[-1]
+    if not (commit := await staged_commit(stage)):
+        raise FlowError(f"no model is {stage}: python -m flows.promote --stage {stage}")
+    return commit
 
 
 async def replace_model(folder: Path, commit: str) -> None:

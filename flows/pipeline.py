@@ -92,9 +92,10 @@ async def pipeline(
             await publish_report(workspace.path, results, log_dir)
             await rename_flow_run(run_title(results))
             state = flow_state(results)
-            if state.is_completed():
+            if state.is_completed() or push:  # what other machines need not run again
                 stages_run = [result.stage for result in results if result.state in ("Ran", "Restored")]
                 await workspace.save_results(commit_to, run_title(results), stages_run, log.info)
+            if state.is_completed():
                 log.info(format_result(workspace.path) or "There is no result yet: not all stages have run")
             return state
     except FlowError as error:

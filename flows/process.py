@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from flows import supervisor
 from flows.environment import environment
@@ -33,20 +34,25 @@ async def stream_command(
     on_line: Callable[[str], None] | None = None,
     log_file: Path | None = None,
     timeout: float | None = None,
+    max_lines: int | None = MAX_LINES,
+    stderr: IO[bytes] | int = subprocess.STDOUT,
 ) -> CommandResult:
-    """Run the command in ROOT, pass on each line as it is written, and append all output to LOG_FILE."""
+    """Run the command in ROOT, pass on each line as it is written, and append all output to LOG_FILE.
+
+    The result has the last MAX_LINES of the output, or all if that is None. STDERR may be a file of its own.
+    """
     process = subprocess.Popen(  # asyncio's own may never end if it is cancelled while it starts
         [sys.executable, "-I", "-S", supervisor.__file__, *command],
         cwd=root,
         env=environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=stderr,
         start_new_session=True,  # so that Ctrl-C in the terminal reaches the flow only
     )
     assert process.stdin is not None
     output, decoder = asyncio.StreamReader(), LineDecoder()
-    lines, timed_out = deque[str](maxlen=MAX_LINES), False
+    lines, timed_out = deque[str](maxlen=max_lines), False
     try:
         await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(output), process.stdout)
         async with asyncio.timeout(timeout):

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from prefect.states import Completed, Failed
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flows.audit import compare_rerun
+from flows.automation import check_attempts
 from flows.dvc.dag import Dag, read_dag
 from flows.dvc.params_file import read_params
 from flows.errors import FlowError
@@ -49,9 +51,13 @@ async def promote(stage: str = "prod", audit: bool = True, push: bool = False) -
     """
     log = get_run_logger()
     try:
-        checks = [check async for check in run_checks(stage, audit)]
+        check_attempts()
+        commit = await find_candidate()
+        checks = [check async for check in run_checks(commit, stage, audit)]
         if all(passed for _, passed, _ in checks):
-            version = await register(stage, push)
+            if await find_candidate() != commit:
+                raise FlowError("a commit was made while the model was checked: run it again")
+            version = await register(commit, stage, push)
             state: State[Any] = Completed(name="Promoted", message=f"{ARTIFACT} {version} is now {stage}")
         else:
             reasons = [f"{name}: {reason}" for name, passed, reason in checks if not passed]
@@ -68,11 +74,24 @@ async def promote(stage: str = "prod", audit: bool = True, push: bool = False) -
     return state
 
 
-async def run_checks(stage: str, audit: bool) -> AsyncIterator[Check]:
+async def find_candidate() -> str:
+    """The commit of HEAD, after tags of origin have been fetched; what the checks read must be committed."""
+    if changed := await git(ROOT, "status", "--porcelain", "--", "dvc.yaml", "dvc.lock", "params.yaml"):
+        raise FlowError(f"{', '.join(line.split()[-1] for line in changed)}: not committed; HEAD is what is promoted")
+    if "origin" in await git(ROOT, "remote"):
+        await git(ROOT, "fetch", "--quiet", "--tags", "origin")
+    return (await git(ROOT, "rev-parse", "HEAD"))[-1]
+
+
+async def run_checks(candidate: str, stage: str, audit: bool) -> AsyncIterator[Check]:
     """The checks in order; ends at the first that fails."""
     level, dag = read_level(), read_dag(ROOT)
+    registered = await staged_commit(stage)
+    if registered == candidate:
+        yield "comparison", False, f"this commit is {stage} already"
+        return
     with tempfile.TemporaryDirectory() as folder:
-        certificate = await fetch_certificate(dag, "HEAD", Path(folder) / "new")
+        certificate = await fetch_certificate(dag, candidate, Path(folder) / "new")
         check = await verify(dag, Path(folder) / "new")
         yield check
         if not check[1]:
@@ -83,18 +102,14 @@ async def run_checks(stage: str, audit: bool) -> AsyncIterator[Check]:
             yield "audit", audited.is_completed(), str(audited.message)
             if not audited.is_completed():
                 return
-        registered = await registered_commit(stage)
         if registered is None:
             yield "comparison", True, f"no {ARTIFACT} is {stage} yet"
-            return
-        if registered == (await git(ROOT, "rev-parse", "HEAD"))[-1]:
-            yield "comparison", False, f"this commit is {stage} already"
             return
         before = await fetch_certificate(dag, registered, Path(folder) / "old")
         if before["dataset"] != certificate["dataset"]:
             yield "comparison", False, f"the {ARTIFACT} that is {stage} was tested on other images"
             return
-        old, new = [await read_predictions(dag, commit) for commit in (registered, "HEAD")]
+        old, new = [await read_predictions(dag, commit) for commit in (registered, candidate)]
         yield compare_predictions(old, new, level)
 
 
@@ -145,51 +160,68 @@ def compare_predictions(old: Sequence[tuple[str, str]], new: Sequence[tuple[str,
     lost, won = pairs.count((True, False)), pairs.count((False, True))
     # The probability that at least so many of the images on which they differ are lost, if both are equally good.
     p = sum(math.comb(lost + won, count) for count in range(lost, lost + won + 1)) / 2 ** (lost + won)
-    details = f"{won} test images won and {lost} lost, p = {p:.3g} that it is not worse, level {level:g}"
+    details = f"{won} test images won and {lost} lost; at least so many are lost by chance with p = {p:.3g}"
+    details += f" (not below promote.level {level:g})" if p >= level else f", below promote.level {level:g}"
     return "comparison", p >= level, details
 
 
-async def registered_commit(stage: str) -> str | None:
+async def staged_commits(stage: str) -> list[str]:
+    """The commits of the versions that had the stage, the last one now; empty after `gto unassign`.
+
+    A version that gets the stage again, as by a roll-back, takes those after it away.
+    """
+    assignments = re.compile(rf"{re.escape(f'{ARTIFACT}#{stage}')}(!?)#(\d+)")
+    matches = filter(None, map(assignments.fullmatch, await git(ROOT, "tag", "--list", f"{ARTIFACT}#*")))
+    commits: list[str] = []
+    for match in sorted(matches, key=lambda match: int(match[2])):
+        commit = (await git(ROOT, "rev-parse", f"{match[0]}^{{commit}}"))[-1]
+        commits = [] if match[1] else [*(commits[: commits.index(commit)] if commit in commits else commits), commit]
+    return commits
+
+
+async def staged_commit(stage: str) -> str | None:
     """The commit of the version that has the stage."""
-    commits = await assigned_commits(stage)
+    commits = await staged_commits(stage)
     return commits[-1] if commits else None
 
 
-async def register(stage: str, push: bool) -> str:
-    """Tag HEAD as the next version, and give it the stage; returns the version."""
-    head = (await git(ROOT, "rev-parse", "HEAD"))[-1]
-    if not (tags := await git(ROOT, "tag", "--points-at", head, "--list", f"{ARTIFACT}@*")):
-        await run_gto("register", ARTIFACT, head)
-        tags = await git(ROOT, "tag", "--points-at", head, "--list", f"{ARTIFACT}@*")
-    return await assign(tags[-1], stage, push)
+async def register(commit: str, stage: str, push: bool) -> str:
+    """Tag the commit as the next version, unless it is one, and give it the stage; returns the version."""
+    version = await find_version(commit)
+    if not version:
+        await run_gto("register", ARTIFACT, commit)
+    return await assign(commit, stage, push)
 
 
-async def assign(tag: str, stage: str, push: bool) -> str:
-    version = tag.partition("@")[2]
+async def find_version(commit: str) -> str | None:
+    """The newest version that the commit is registered as."""
+    tags = await git(ROOT, "tag", "--points-at", commit, "--list", f"{ARTIFACT}@*", "--sort=version:refname")
+    versions = [tag.partition("@")[2] for tag in tags if re.fullmatch(rf"{ARTIFACT}@v\d+\.\d+\.\d+", tag)]
+    return versions[-1] if versions else None
+
+
+async def assign(commit: str, stage: str, push: bool) -> str:
+    """Give the stage to the version of the commit; if its tags cannot be pushed, they are removed again."""
+    version = str(await find_version(commit))
+    before = set(await git(ROOT, "tag"))
     await run_gto("assign", ARTIFACT, "--version", version, "--stage", stage, "--force")
     if push:
-        assigned = await list_assignments(stage)
-        await git(ROOT, "push", "--quiet", "origin", tag, assigned[-1])
+        new = [*(set(await git(ROOT, "tag")) - before)]
+        try:
+            await git(ROOT, "push", "--quiet", "--atomic", "origin", f"{ARTIFACT}@{version}", *new)
+        except FlowError:
+            await git(ROOT, "tag", "--delete", *new)
+            raise
     return version
-
-
-async def list_assignments(stage: str) -> list[str]:
-    """The tags that gave the stage to a version, oldest first."""
-    return await git(ROOT, "tag", "--list", f"{ARTIFACT}#{stage}#*", "--sort=version:refname")
-
-
-async def assigned_commits(stage: str) -> list[str]:
-    return [(await git(ROOT, "rev-parse", f"{tag}^{{commit}}"))[-1] for tag in await list_assignments(stage)]
 
 
 async def roll_back(stage: str, push: bool) -> str:
     """Give the stage to the version that had it before; returns the version."""
-    commits = await assigned_commits(stage)
-    earlier = [commit for commit in commits if commit != commits[-1]]
-    if not earlier:
+    await find_candidate()
+    commits = await staged_commits(stage)
+    if len(commits) < 2:
         raise FlowError(f"no other {ARTIFACT} was {stage} before")
-    tags = await git(ROOT, "tag", "--points-at", earlier[-1], "--list", f"{ARTIFACT}@*")
-    return await assign(tags[-1], stage, push)
+    return await assign(commits[-2], stage, push)
 
 
 async def run_gto(*arguments: str) -> list[str]:

@@ -1,15 +1,18 @@
 """Starts runs of a deployment, on any worker of its pool, and waits for them; runs a single stage that way."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect import State, get_client
 from prefect.client.schemas.objects import WorkPoolStatus
 from prefect.deployments import arun_deployment
 from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelling
 
 from flows.dvc.dag import Dag
 from flows.process import CommandResult
@@ -23,15 +26,21 @@ RESCHEDULE_SECONDS = 60.0  # after which a crashed run stays as it is
 async def run_to_end(deployment: str, name: str, parameters: Mapping[str, Any]) -> State[Any]:
     """The final state of a new run of the deployment."""
     run = await arun_deployment(deployment, parameters=dict(parameters), flow_run_name=name, timeout=0)
-    return await wait_final(run.id)
+    try:
+        return await wait_final(run.id)
+    except asyncio.CancelledError:  # also when a time limit ends
+        async with get_client() as client:
+            await client.set_flow_run_state(run.id, Cancelling())
+        raise
 
 
 async def wait_final(flow_run: UUID) -> State[Any]:
     async with get_client() as client:
         while True:
-            state = (await client.read_flow_run(flow_run)).state
-            if state and state.is_final() and not may_be_rescheduled(state):
-                return state
+            with contextlib.suppress(httpx.HTTPError):  # the server may be away for a while
+                state = (await client.read_flow_run(flow_run)).state
+                if state and state.is_final() and not may_be_rescheduled(state):
+                    return state
             await asyncio.sleep(POLL_SECONDS)
 
 
@@ -65,7 +74,11 @@ async def run_stage_elsewhere(
     await workspace.save_results(branch, f"upstream of {stage}", dag.stages[stage].upstream, on_message)
     where = {"where": "clone", "commit_to": branch, "push": True}
     parameters = {"only": [stage], "params": dict(changes), "force": force, **where}
-    state = await run_to_end(deployment, stage, parameters)
+    try:
+        async with asyncio.timeout(dag.stages[stage].options.timeout_seconds):
+            state = await run_to_end(deployment, stage, parameters)
+    except TimeoutError:
+        return CommandResult(1, (), timed_out=True)
     if not state.is_completed():
         return CommandResult(1, (f"{deployment}: {state.name}: {state.message}",))
     if not await take_over_stage(workspace, f"{UPSTREAM}/{branch}", dag, stage, changes):

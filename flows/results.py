@@ -13,7 +13,7 @@ from ruamel.yaml.error import YAMLError
 
 from flows.dvc.command import hold_dvc_lock
 from flows.dvc.dag import Dag, is_inside, read_dag
-from flows.dvc.lock_file import LockText, read_lock_text, split_lock, write_lock_text
+from flows.dvc.lock_file import LockEntry, LockText, read_lock, read_lock_text, split_lock, write_lock_text
 from flows.dvc.params_file import flatten, read_params
 from flows.errors import FlowError
 from flows.plan import locked_params, stage_params
@@ -49,12 +49,18 @@ async def take_over_results(
 
 
 async def take_over_stage(workspace: Workspace, ref: str, dag: Dag, name: str, changes: Mapping[str, Any]) -> bool:
-    """Take one stage's entry of dvc.lock, and its outs that are in git, from the newest commit of REF that has it."""
+    """Take one stage's entry of dvc.lock, and its outs in git, from the newest commit of REF that has it.
+
+    It must have been made from what dvc.lock now has of the upstream stages.
+    """
     path, params = workspace.path, read_all_params(workspace, changes)
     remote, _, branch = ref.partition("/")
     await fetch_branch(path, remote, branch)
-    for commit in await list_commits(workspace, ref):
-        if name not in await matching_stages(workspace, commit, dag, params):
+    known = {out["path"]: out.get("md5") for lock in (await read_lock(path)).values() for out in lock.get("outs", [])}
+    for commit in [*await list_commits(workspace, ref), workspace.base]:
+        if name not in (found := await matching_stages(workspace, commit, dag, params)):
+            continue
+        if any(known.get(dep["path"], dep.get("md5")) != dep.get("md5") for dep in found[name].get("deps", [])):
             continue
         entry = split_lock("\n".join([*await git(path, "show", f"{commit}:./dvc.lock"), ""])).entries[name]
         async with hold_dvc_lock(path):
@@ -71,25 +77,28 @@ def read_all_params(workspace: Workspace, changes: Mapping[str, Any]) -> dict[st
 
 
 async def list_commits(workspace: Workspace, ref: str) -> list[str]:
-    """The commits of REF that changed dvc.lock; none if there is no such ref."""
+    """The newest commits of REF that changed dvc.lock; none if there is no such ref."""
+    flags = (f"--max-count={MAX_COMMITS}", "--full-history", "--format=%H")
     try:
-        return await git(workspace.path, "log", f"--max-count={MAX_COMMITS}", "--format=%H", ref, "--not", "HEAD", "--")
+        return await git(workspace.path, "log", *flags, ref, "--", "dvc.lock")
     except FlowError:
         return []
 
 
-async def matching_stages(workspace: Workspace, commit: str, dag: Dag, params: Mapping[str, Any]) -> set[str]:
-    """The stages that ran in this commit with the same command, params and files of git."""
+async def matching_stages(
+    workspace: Workspace, commit: str, dag: Dag, params: Mapping[str, Any]
+) -> dict[str, LockEntry]:
+    """The entries of the stages that ran in this commit with the same command, params and files of git."""
     try:
         text = "\n".join(await git(workspace.path, "show", f"{commit}:./dvc.lock"))
         entries = YAML(typ="safe", pure=True).load(text)["stages"]
     except (FlowError, YAMLError, KeyError, TypeError):
-        return set()
+        return {}
     changed = await git(workspace.path, "diff", "--name-only", commit, "HEAD", "--")
     outs = {out for stage in dag.stages.values() for out in stage.outs}
     changed_inputs = [path for path in changed if not any(is_inside(path, out) for out in outs)]
     return {
-        name
+        name: entries[name]
         for name, stage in dag.stages.items()
         if name in entries
         and entries[name].get("cmd") == stage.command

@@ -18,7 +18,7 @@ from flows.process import stream_command
 
 Where = Literal["tree", "clone"]
 COMMITTER = ("-c", "user.name=Lockstep", "-c", "user.email=lockstep@localhost")
-COMMIT_ATTEMPTS = 20  # other runs may commit to the same branch at the same time
+COMMIT_ATTEMPTS = 20  # with growing pauses, about three minutes
 UPSTREAM = "upstream"  # in a clone: the origin of the project
 OnMessage = Callable[[str], None]
 
@@ -60,10 +60,16 @@ async def open_workspace(
         return
     if branch:
         await git(project_dir, "check-ref-format", "--branch", branch)
-        if not push and await git(project_dir, "branch", "--show-current") == [branch]:
+        if await git(project_dir, "branch", "--show-current") == [branch]:
             raise FlowError(f"commit_to: {branch} is checked out in the project's folder; name another branch")
+        if push and f"ref: refs/heads/{branch}\tHEAD" in await git(
+            project_dir, "ls-remote", "--symref", "origin", "HEAD"
+        ):
+            raise FlowError(f"commit_to: {branch} is the default branch of origin; name another branch for results")
     async with scratch_dir(project_dir) as path:
         workspace = await clone(project_dir, path, on_message)
+        if push and not workspace.has_dvc_remote:
+            raise FlowError("push needs a default DVC remote, where others find the data: dvc remote add --default …")
         if push and branch:
             url = (await git(project_dir, "remote", "get-url", "origin"))[-1]
             await git(path, "remote", "add", UPSTREAM, url)
@@ -162,25 +168,28 @@ async def commit(path: Path, remote: str, branch: str, message: str) -> None:
     """
     tree, head = (await git(path, "write-tree"))[-1], (await git(path, "rev-parse", "HEAD"))[-1]
     for attempt in range(COMMIT_ATTEMPTS):
-        tip = await fetch_branch(path, remote, branch)
-        flags = [word for parent in dict.fromkeys(filter(None, [tip, head])) for word in ("-p", parent)]
-        result = (await git(path, *COMMITTER, "commit-tree", tree, *flags, "-m", message))[-1]
         try:
+            tip = await fetch_branch(path, remote, branch)
+            flags = [word for parent in dict.fromkeys(filter(None, [tip, head])) for word in ("-p", parent)]
+            result = (await git(path, *COMMITTER, "commit-tree", tree, *flags, "-m", message))[-1]
             await git(path, "push", "--quiet", remote, f"{result}:refs/heads/{branch}")
-        except FlowError:  # the branch has moved
+        except FlowError:  # the branch has moved, or the remote is away for a while
             if attempt == COMMIT_ATTEMPTS - 1:
                 raise
-            await asyncio.sleep(random.uniform(0, 0.5))
+            await asyncio.sleep(random.uniform(0, min(30.0, 0.5 * 1.5**attempt)))
         else:
             return
 
 
 async def git(folder: Path, *arguments: str) -> list[str]:
-    """The lines that the git command prints."""
-    result = await stream_command(["git", *arguments], folder)
-    if result.returncode:
-        hint = ": a run in a clone needs a git repository with a commit" if arguments[0] == "rev-parse" else ""
-        raise FlowError(f"git {' '.join(arguments[:3])}: {' '.join(result.lines)}{hint}")
+    """The lines that the git command prints to its standard output."""
+    with tempfile.TemporaryFile() as errors:
+        result = await stream_command(["git", *arguments], folder, max_lines=None, stderr=errors)
+        if result.returncode:
+            errors.seek(0)
+            reason = " ".join(errors.read().decode(errors="replace").split())
+            hint = ": a run in a clone needs a git repository with a commit" if arguments[0] == "rev-parse" else ""
+            raise FlowError(f"git {' '.join(arguments[:3])}: {reason}{hint}")
     return list(result.lines)
 
 

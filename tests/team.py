@@ -83,6 +83,7 @@ class Team:
         environments = home / "environments"
         if not environments.exists():
             environments.mkdir(parents=True)
+            assert (Path(sys.prefix) / "installed.lock").read_bytes() == (ROOT / "requirements.lock").read_bytes()
             digest = hashlib.sha256((ROOT / "requirements.lock").read_bytes()).hexdigest()[:16]
             (environments / digest).symlink_to(Path(sys.prefix))  # made before: installing it takes minutes
         worker = ["worker", "start", "--pool", pool, "--name", name, "--limit", "2"]
@@ -120,7 +121,10 @@ class Team:
 
         def ended() -> dict[str, Any] | None:
             (entry,) = post_api(self.api, "flow_runs/filter", flow_runs={"id": {"any_": [run]}})
-            return entry if entry["state_type"] in FINAL_STATES and entry["state_type"] != "CRASHED" else None
+            if entry["state_type"] == "CRASHED":  # by a dead worker it is scheduled again, otherwise it stays
+                assert "No sign of life" in entry["state"]["message"], entry["state"]["message"]
+                return None
+            return entry if entry["state_type"] in FINAL_STATES else None
 
         return dict(wait_until(ended, seconds))
 
@@ -138,6 +142,7 @@ def make_team(folder: Path, project: Path) -> Iterator[Team]:
         **keys,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "PREFECT_API_URL": f"http://127.0.0.1:{prefect_port}/api",
+        "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{s3_port}",
         "PREFECT_HOME": str(folder / "prefect"),
         "PREFECT_API_DATABASE_CONNECTION_URL": database,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -155,7 +160,6 @@ def make_team(folder: Path, project: Path) -> Iterator[Team]:
         run_command(folder, "git", "clone", "-q", "--bare", str(project), "origin.git")
         person = team.clone("person")
         team.run(person, "dvc", "remote", "add", "--default", "storage", f"s3://{BUCKET}/dvc")
-        team.run(person, "dvc", "remote", "modify", "storage", "endpointurl", f"http://127.0.0.1:{s3_port}")
         team.run(person, "git", "commit", "-qam", "Keep data in the bucket")
         team.run(person, "git", "push", "-q", "origin", "main")
         for pool in ("team", "team-gpu"):

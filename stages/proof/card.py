@@ -67,12 +67,10 @@ In a clone of the project, at the commit whose `dvc.lock` has these hashes: `mak
 - It was trained and measured on images of `{dataset}` only. Images of another kind, of a class that it does not know,
   or of nothing at all get one of its classes too, often with a high probability.
 - Its probabilities are calibrated on images like those of the test split, and not on others.
-- Nothing is known of how it treats people or groups of people differently: the data names none.
+- Whether it treats images of different people or groups of people differently was not measured.
 """
-PROMISES = {
-    "portable": "on every x86-64 CPU with AVX2, under Linux",
-    "native": "on the same model of CPU only",
-}
+PORTABLE_PROMISE = "on every x86-64 CPU with AVX2, under Linux"
+NATIVE_PROMISE = "on the same model of {device} only"
 
 
 def make_card(certificate: dict[str, Any], evaluation: dict[str, Any], header: WeightsHeader, info: SplitsInfo) -> str:
@@ -97,6 +95,6 @@ def make_card(certificate: dict[str, Any], evaluation: dict[str, Any], header: W
         splits="\n".join(f"| {name} | {count:,} |" for name, count in info.counts.items()),
         recipe=", ".join(f"`{name}` {value}" for name, value in header.params.items()),
         arithmetic=arithmetic,
-        promise=PROMISES.get(arithmetic, "nowhere"),
+        promise=PORTABLE_PROMISE if arithmetic == "portable" else NATIVE_PROMISE.format(**environment),
         environment="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
     )

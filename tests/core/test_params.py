@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 
 from stages.core.errors import StageError
-from stages.core.params import Machine, load_params, read_section, stage_names
+from stages.core.params import SHARED_SECTIONS, Machine, load_params, read_section, stage_names
 from stages.preprocess import Preprocess
 
 MACHINE = "machine: {device: cpu, threads: 1}"
@@ -99,5 +99,5 @@ def test_numbers_may_be_written_as_people_write_them(text: str, number: float, t
     assert read_section(path, "preprocess", Preprocess).validation_fraction == number
 
 
-def test_a_section_is_that_of_a_stage_or_of_the_machine() -> None:
-    assert set(load_params(ROOT / "params.yaml")) <= {*stage_names(), "machine"}
+def test_a_section_is_that_of_a_stage_or_shared() -> None:
+    assert set(load_params(ROOT / "params.yaml")) <= {*stage_names(), *SHARED_SECTIONS}

@@ -55,7 +55,7 @@ def test_a_model_that_is_not_worse_is_promoted_and_a_worse_one_refused(
     commit_model(project, epochs=1.0)
     result = promote(project, prefect_api_url, "--skip-audit", status=1)
     assert "Refused: comparison: " in result.stdout
-    assert "lost, p = " in result.stdout
+    assert "are lost by chance with p = " in result.stdout
     assert get_artifact(project, tmp_path) == second
     assert run_command(project, "git", "tag").stdout.split() == [
         "classifier#prod#1",
@@ -66,6 +66,26 @@ def test_a_model_that_is_not_worse_is_promoted_and_a_worse_one_refused(
 
     assert "classifier v0.0.1 is prod again" in promote(project, prefect_api_url, "--roll-back").stdout
     assert get_artifact(project, tmp_path) == first
+    assert "no other classifier was prod before" in promote(project, prefect_api_url, "--roll-back", status=1).stdout
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_tags_are_pushed_or_not_made(project: Path, prefect_api_url: str, tmp_path: Path) -> None:
+    origin = tmp_path / "origin.git"
+    run_command(tmp_path, "git", "clone", "-q", "--bare", str(project), str(origin))
+    run_command(project, "git", "remote", "add", "origin", str(origin))
+    (origin / "hooks" / "pre-receive").write_text("#!/bin/sh\nexit 1\n")
+    (origin / "hooks" / "pre-receive").chmod(0o755)
+    result = promote(project, prefect_api_url, "--skip-audit", "--push", status=1)
+    assert "git push --quiet --atomic" in result.stdout
+    assert "classifier#prod#1" not in run_command(project, "git", "tag").stdout
+    (origin / "hooks" / "pre-receive").unlink()
+    assert "v0.0.1 is now prod" in promote(project, prefect_api_url, "--skip-audit", "--push").stdout
+    assert run_command(origin, "git", "tag").stdout.split() == ["classifier#prod#1", "classifier@v0.0.1"]
+    set_param(project / "params.yaml", "promote.level", 1e-9)
+    result = promote(project, prefect_api_url, "--skip-audit", status=1)
+    assert "params.yaml: not committed; HEAD is what is promoted" in result.stdout
 
 
 @pytest.mark.slow
@@ -113,11 +133,13 @@ def test_a_service_follows_promotions_and_a_roll_back_under_load(
 @pytest.mark.ci
 def test_a_model_whose_certificate_does_not_hold_is_refused(project: Path, prefect_api_url: str) -> None:
     set_param(project / "params.yaml", "promote.level", 2.0)
+    commit_all(project)
     assert (
         "params.yaml: promote.level: input should be less than 1"
         in promote(project, prefect_api_url, "--skip-audit", status=1).stdout
     )
     set_param(project / "params.yaml", "promote.level", 0.05)
+    commit_all(project)
     cache = project / ".dvc" / "cache" / "files" / "md5"
     lock = YAML(typ="safe", pure=True).load(project / "dvc.lock")
     (digest,) = [out["md5"] for out in lock["stages"]["validate_parity"]["outs"] if "certificate" in out["path"]]
@@ -153,7 +175,7 @@ def test_mcnemars_test_equals_that_of_scipy() -> None:
     old = [("a", "b")] * 7 + [("a", "a")] * 12
     new = [("a", "a")] * 7 + [("a", "b")] * 12
     expected = binomtest(12, 19, 0.5, alternative="greater").pvalue
-    assert f"p = {expected:.3g} " in compare_predictions(old, new, 0.05)[2]
+    assert f"p = {expected:.3g}" in compare_predictions(old, new, 0.05)[2]
 
 
 def test_other_test_images_are_not_compared() -> None:
