@@ -62,16 +62,15 @@ async def open_workspace(
         await git(project_dir, "check-ref-format", "--branch", branch)
         if await git(project_dir, "branch", "--show-current") == [branch]:
             raise FlowError(f"commit_to: {branch} is checked out in the project's folder; name another branch")
-        if push and f"ref: refs/heads/{branch}\tHEAD" in await git(
-            project_dir, "ls-remote", "--symref", "origin", "HEAD"
-        ):
+        url = (await git(project_dir, "remote", "get-url", "origin"))[-1] if push else ""
+        default = await git(project_dir, "ls-remote", "--symref", "origin", "HEAD") if push else []
+        if f"ref: refs/heads/{branch}\tHEAD" in default:
             raise FlowError(f"commit_to: {branch} is the default branch of origin; name another branch for results")
     async with scratch_dir(project_dir) as path:
         workspace = await clone(project_dir, path, on_message)
         if push and not workspace.has_dvc_remote:
             raise FlowError("push needs a default DVC remote, where others find the data: dvc remote add --default …")
         if push and branch:
-            url = (await git(project_dir, "remote", "get-url", "origin"))[-1]
             await git(path, "remote", "add", UPSTREAM, url)
             await fetch_branch(path, UPSTREAM, branch)
             workspace = replace(workspace, git_remote=UPSTREAM)
