@@ -14,6 +14,7 @@ from cyclopts import Parameter
 from prefect import State, Task, allow_failure, flow, get_client, get_run_logger
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import StateType
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 else:
     StageName, Overrides = stage_name_type(ROOT), make_overrides_model(ROOT)
 GPU_TAG = "gpu"
+SERVER_TIMEOUT = 300.0  # seconds that a stage with tags waits for a server that is away
 STATE_LINES = 10  # of a failed stage's output in its state's message
 
 
@@ -212,8 +214,16 @@ class PipelineRun:
             persist_result=False,
         )
         edges = [allow_failure(as_failed(state)) for state in upstream.values()]
-        state: State[Any] = await task(wait_for=edges, return_state=True)
-        return state
+        deadline = time.monotonic() + SERVER_TIMEOUT
+        while True:
+            try:
+                state: State[Any] = await task(wait_for=edges, return_state=True)
+            except ConcurrencySlotAcquisitionError:  # the server is away: Prefect does not retry this request
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(2)
+            else:
+                return state
 
     async def run_stage(self, stage: Stage, upstream: Mapping[str, State[Any]]) -> State[Any]:
         """Skip the stage, or run it with `dvc repro`; returns the state of its task."""
