@@ -120,7 +120,10 @@ class Team:
         """The run when it has ended; a crashed one may be taken up by another worker."""
 
         def ended() -> dict[str, Any] | None:
-            (entry,) = post_api(self.api, "flow_runs/filter", flow_runs={"id": {"any_": [run]}})
+            try:
+                (entry,) = post_api(self.api, "flow_runs/filter", flow_runs={"id": {"any_": [run]}})
+            except OSError:  # the server is away, or answers 503 because it is busy
+                return None
             if entry["state_type"] == "CRASHED":  # by a dead worker it is scheduled again, otherwise it stays
                 assert "No sign of life" in entry["state"]["message"], entry["state"]["message"]
                 return None
