@@ -56,7 +56,7 @@ sbom: setup  ### write sbom.json, the bill of materials of requirements.lock (Cy
 
 sign: setup  ### sign the proven model in data/model; KEY=private.pem, an elliptic-curve key
 	@lockstep verify data/model/model.onnx && model_signing sign key --private_key "$(KEY)" --signature data/model/model.sig \
-	  --ignore-paths data/model/weights.safetensors data/model
+	  $(foreach file,weights.safetensors model.intoto.jsonl,--ignore-paths data/model/$(file)) data/model
 
 publish: setup  ### copy the proven model of the committed run into lockstep/published, which is installed with lockstep
 	@lockstep verify data/model/model.onnx && cd data/model && cp model.onnx golden.json certificate.json CARD.md ../../lockstep/published/

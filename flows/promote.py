@@ -1,4 +1,4 @@
-"""The flow `lockstep-promote`: registers the committed model as a new version if it is proven and not worse."""
+"""The flow `lockstep-promote`: registers the model of a commit as a new version if it is proven and not worse."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ from flows.pipeline import ROOT, rename_flow_run
 from flows.process import stream_command
 from flows.report import markdown_table, read_json, shorten
 from flows.terminal import run_cli, run_flow
-from flows.workspace import dvc, git, open_scratch_clone
+from flows.workspace import dvc, git, open_scratch_clone, resolve_revision
 
 ARTIFACT = "classifier"  # in dvc.yaml
 ARTIFACT_KEY = "lockstep-promotion"
@@ -41,21 +41,22 @@ class Promote(BaseModel):
 
 
 @flow(name="lockstep-promote", persist_result=False)
-async def promote(stage: str = "prod", audit: bool = True, push: bool = False) -> State[Any]:
-    """Register the model of HEAD with GTO, and assign the stage to it, if it is proven and not worse than the last.
+async def promote(stage: str = "prod", audit: bool = True, push: bool = False, revision: str = "HEAD") -> State[Any]:
+    """Register the model of a commit with GTO, and assign the stage to it, if it is proven and not worse than the last.
 
     Args:
         stage: the stage that the model is to have
         audit: run every stage again first, and compare every byte
         push: push the tags to origin
+        revision: the commit or branch whose model it is, such as origin/results
     """
     log = get_run_logger()
     try:
         check_attempts()
-        commit = await find_candidate()
+        commit = await find_candidate(revision)
         checks = [check async for check in run_checks(commit, stage, audit)]
         if all(passed for _, passed, _ in checks):
-            if await find_candidate() != commit:
+            if await find_candidate(revision) != commit:
                 raise FlowError("a commit was made while the model was checked: run it again")
             version = await register(commit, stage, push)
             state: State[Any] = Completed(name="Promoted", message=f"{ARTIFACT} {version} is now {stage}")
@@ -74,13 +75,15 @@ async def promote(stage: str = "prod", audit: bool = True, push: bool = False) -
     return state
 
 
-async def find_candidate() -> str:
-    """The commit of HEAD, after tags of origin have been fetched; what the checks read must be committed."""
-    if changed := await git(ROOT, "status", "--porcelain", "--", "dvc.yaml", "dvc.lock", "params.yaml"):
+async def find_candidate(revision: str) -> str:
+    """The commit of the revision, after origin's branches and tags have been fetched; HEAD must be what is here."""
+    changed = await git(ROOT, "status", "--porcelain", "--", "dvc.yaml", "dvc.lock", "params.yaml")
+    if changed and revision == "HEAD":
         raise FlowError(f"{', '.join(line.split()[-1] for line in changed)}: not committed; HEAD is what is promoted")
     if "origin" in await git(ROOT, "remote"):
-        await git(ROOT, "fetch", "--quiet", "--tags", "origin")
-    return (await git(ROOT, "rev-parse", "HEAD"))[-1]
+        branches = "+refs/heads/*:refs/remotes/origin/*"  # a worker's clone follows one branch only
+        await git(ROOT, "fetch", "--quiet", "--tags", "origin", branches)
+    return await resolve_revision(ROOT, revision)
 
 
 async def run_checks(candidate: str, stage: str, audit: bool) -> AsyncIterator[Check]:
@@ -97,7 +100,7 @@ async def run_checks(candidate: str, stage: str, audit: bool) -> AsyncIterator[C
         if not check[1]:
             return
         if audit:
-            async with open_scratch_clone(ROOT, get_run_logger().info) as clone:
+            async with open_scratch_clone(ROOT, get_run_logger().info, candidate) as clone:
                 audited, _ = await compare_rerun(clone, tolerance=0.005)
             yield "audit", audited.is_completed(), str(audited.message)
             if not audited.is_completed():
@@ -217,7 +220,7 @@ async def assign(commit: str, stage: str, push: bool) -> str:
 
 async def roll_back(stage: str, push: bool) -> str:
     """Give the stage to the version that had it before; returns the version."""
-    await find_candidate()
+    await find_candidate("HEAD")
     commits = await staged_commits(stage)
     if len(commits) < 2:
         raise FlowError(f"no other {ARTIFACT} was {stage} before")
@@ -254,9 +257,10 @@ def promote_cli(
     stage: str = "prod",
     skip_audit: bool = False,
     push: bool = False,
+    revision: str = "HEAD",
     rollback: Annotated[bool, Parameter(name="--roll-back")] = False,
 ) -> None:
-    """Register the model of HEAD as a new version and give it a stage, if it is proven and not worse. For example:
+    """Register the model of a commit as a new version and give it a stage, if it is proven and not worse. For example:
 
     python -m flows.promote --stage staging
 
@@ -270,12 +274,14 @@ def promote_cli(
         Do not run every stage again first.
     push
         Push the tags to origin.
+    revision
+        The commit or branch whose model it is, such as origin/results.
     rollback
         Give the stage back to the version that had it before, and promote nothing.
     """
     if rollback:
         raise SystemExit(run_flow(roll_back_flow, stage=stage, push=push))
-    raise SystemExit(run_flow(promote, stage=stage, audit=not skip_audit, push=push))
+    raise SystemExit(run_flow(promote, stage=stage, audit=not skip_audit, push=push, revision=revision))
 
 
 if __name__ == "__main__":

@@ -12,10 +12,12 @@ from prefect import get_client
 from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.deployments.runner import RunnerDeployment
+from prefect.events.schemas.deployment_triggers import DeploymentTriggerTypes
 from prefect.flows import load_flow_from_entrypoint
 from prefect.runner import Runner
 from prefect.schedules import Schedule
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_API_PORT, temporary_settings
+from pydantic import TypeAdapter
 from ruamel.yaml import YAML
 
 from flows.automation import create_automations
@@ -92,6 +94,7 @@ def make_deployment(entry: dict[str, Any]) -> RunnerDeployment:
         parameters=entry.get("parameters"),
         schedules=[make_schedule(item) for item in entry.get("schedules", [])],
         concurrency_limit=ConcurrencyLimitConfig.model_validate(limit) if isinstance(limit, dict) else limit,
+        triggers=[TypeAdapter(DeploymentTriggerTypes).validate_python(item) for item in entry.get("triggers", [])],
     )
     assert isinstance(deployment, RunnerDeployment)
     return deployment

@@ -78,17 +78,17 @@ async def open_workspace(
 
 
 @asynccontextmanager
-async def open_scratch_clone(project_dir: Path, on_message: OnMessage) -> AsyncIterator[Path]:
+async def open_scratch_clone(project_dir: Path, on_message: OnMessage, revision: str = "HEAD") -> AsyncIterator[Path]:
     """A clone with the data that exists, but with a DVC cache of its own, so that new outputs stay in it."""
     async with scratch_dir(project_dir) as path:
-        await clone(project_dir, path, on_message)
+        await clone(project_dir, path, on_message, revision)
         write_dvc_settings(path, {**await dvc_settings(project_dir), "cache.dir": str(path / ".dvc" / "cache")})
         yield path
 
 
-async def clone(project_dir: Path, path: Path, on_message: OnMessage) -> Workspace:
-    """Clone HEAD, with DVC's settings and cache and the data that exists."""
-    head = (await git(project_dir, "rev-parse", "HEAD"))[-1]
+async def clone(project_dir: Path, path: Path, on_message: OnMessage, revision: str = "HEAD") -> Workspace:
+    """Clone the revision, with DVC's settings and cache and the data that exists."""
+    head = await resolve_revision(project_dir, revision)
     await git(project_dir, "clone", "--quiet", "--no-checkout", ".", str(path))
     await git(path, "checkout", "--quiet", "--detach", head)
     settings = await dvc_settings(project_dir)
@@ -150,6 +150,17 @@ async def lock_clones(project_dir: Path) -> AsyncIterator[Path]:
     (clones := dvc_tmp_dir(project_dir) / "clones").mkdir(exist_ok=True)
     async with hold_lock(clones / "lock", "another run that removes clones", None):
         yield clones
+
+
+async def resolve_revision(project_dir: Path, revision: str) -> str:
+    """The hash of the commit that a revision names."""
+    if revision == "HEAD":
+        return (await git(project_dir, "rev-parse", "HEAD"))[-1]
+    try:
+        name = f"{revision}^{{commit}}"
+        return (await git(project_dir, "rev-parse", "--verify", "--quiet", "--end-of-options", name))[-1]
+    except FlowError:
+        raise FlowError(f"there is no revision {revision} here") from None
 
 
 async def fetch_branch(path: Path, remote: str, branch: str) -> str | None:

@@ -4,12 +4,13 @@ import argparse
 import os
 import sys
 
-from lockstep import __version__, predict, serve, verify
+from lockstep import __version__, predict, rebuild, serve, verify
 
 COMMANDS = (
     ("predict", predict.__doc__, predict.EXAMPLE, predict.add_arguments, predict.run),
     ("serve", serve.__doc__, serve.EXAMPLE, serve.add_arguments, serve.run),
     ("verify", verify.__doc__, verify.EXAMPLE, verify.add_arguments, verify.run),
+    ("rebuild", rebuild.__doc__, rebuild.EXAMPLE, rebuild.add_arguments, rebuild.run),
 )
 
 

@@ -20,8 +20,23 @@ def add_proof_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--golden", type=Path, help="its golden sample; default: golden.json beside the model")
     parser.add_argument("--certificate", type=Path, help="its certificate; default: certificate.json beside the model")
     parser.add_argument("--key", type=Path, help="a public key, PEM: require a signature, model.sig, of its owner")
+    parser.add_argument(
+        "--rebuilt",
+        type=positive,
+        metavar="N",
+        default=0,
+        help="require signed statements of N of the rebuilder keys that a rebuild gave these bytes",
+    )
+    parser.add_argument(
+        "--rebuilder-key",
+        type=Path,
+        action="append",
+        default=[],
+        help="the public key, PEM, of one who is trusted to rebuild; may be given several times",
+    )
 
 
 def proof_files_from_arguments(args: argparse.Namespace) -> ProofFiles:
     default = ProofFiles.beside_model(args.model or default_model())
-    return ProofFiles(args.golden or default.golden, args.certificate or default.certificate, args.key)
+    golden, certificate = args.golden or default.golden, args.certificate or default.certificate
+    return ProofFiles(golden, certificate, args.key, args.rebuilt, args.rebuilder_key)

@@ -1,12 +1,14 @@
 """Reads the golden sample and the certificate of a model, and checks that the hashes of all three agree."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from lockstep.certificate import Certificate, read_certificate
 from lockstep.errors import FileMissingError, HashMismatchError
+from lockstep.rebuilt import STATEMENTS, check_rebuilt
 from lockstep.signature import CARD, SIGNATURE, check_signature
 
 HINT = "`dvc repro` makes it, `dvc pull` fetches it; verify=False and --no-verify do without"
@@ -19,14 +21,21 @@ class ProofContents(NamedTuple):
 
 @dataclass(frozen=True)
 class ProofFiles:
-    """The paths of a model's golden sample and certificate, and the public key that must have signed them.
+    """The paths of a model's golden sample and certificate, and what else must prove them.
 
-    With a key, the model card and the signature, model.sig, are expected beside the certificate.
+    Args:
+        key: the public key that must have signed them. The model card and the signature, model.sig, are beside the
+            certificate.
+        rebuilt: how many of the rebuilder keys must have stated that a rebuild gave these bytes. The statements,
+            model.intoto.jsonl, are beside the certificate.
+        rebuilder_keys: the public keys of those who are trusted to rebuild.
     """
 
     golden: str | Path
     certificate: str | Path
     key: str | Path | None = None
+    rebuilt: int = 0
+    rebuilder_keys: Sequence[str | Path] = ()
 
     @classmethod
     def beside_model(cls, model: Path, key: str | Path | None = None) -> "ProofFiles":
@@ -34,9 +43,9 @@ class ProofFiles:
 
     @property
     def paths(self) -> list[Path]:
-        files = [Path(self.golden), Path(self.certificate)]
-        folder = files[1].parent
-        return [*files, folder / CARD, folder / SIGNATURE] if self.key else files
+        folder = Path(self.certificate).parent
+        names = [*((CARD, SIGNATURE) if self.key else ()), *((STATEMENTS,) if self.rebuilt else ())]
+        return [Path(self.golden), Path(self.certificate), *(folder / name for name in names)]
 
     def read_and_check(self, model: bytes, name: str) -> ProofContents:
         """Read each file once, and check the hashes before anything else is done with the model's bytes."""
@@ -54,13 +63,18 @@ class ProofFiles:
                     f"{self.certificate}: does not certify {path}: it names sha256 {certified[:12]}, the file has "
                     f"{actual[:12]}; `dvc repro` certifies a model that passes its gates"
                 )
+        files = {"model.onnx": model, "golden.json": golden, "certificate.json": data}
+        folder = Path(self.certificate).parent
         if self.key:
             card, signature = (
-                read_file(path, "a signed model has a card and a signature; `make sign` signs it")
-                for path in self.paths[2:]
+                read_file(folder / file, "a signed model has a card and a signature; `make sign` signs it")
+                for file in (CARD, SIGNATURE)
             )
-            files = {"model.onnx": model, "golden.json": golden, "certificate.json": data, CARD: card}
-            check_signature(files, signature, Path(self.key), name)
+            check_signature({**files, CARD: card}, signature, Path(self.key), name)
+        if self.rebuilt:
+            path = folder / STATEMENTS
+            statements = read_file(path, "a rebuilt model has statements; `lockstep rebuild` makes one")
+            check_rebuilt(files, statements, [*map(Path, self.rebuilder_keys)], self.rebuilt, str(path))
         return ProofContents(certificate, golden)
 
 

@@ -6,20 +6,34 @@ import logging
 import math
 import signal
 import socket
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lockstep.arguments import MODEL_HELP, add_proof_arguments, positive, proof_files_from_arguments
 from lockstep.classifier import default_model
-from lockstep.errors import LockstepError
+from lockstep.clone import start_program
+from lockstep.errors import FileMissingError, HashMismatchError, LockstepError
 from lockstep.service.settings import ModelFiles, Settings
 
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+FOLLOWED = Path("served", "model.onnx")
 EXAMPLE = "example: lockstep serve --model data/model/model.onnx --port 9000"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", type=Path, help=f"{MODEL_HELP}; reloaded when it is replaced")
+    add(
+        "--follow",
+        metavar="STAGE",
+        help="in a clone: put the model that has this stage of the registry, such as prod, at --model (default: "
+        f"{FOLLOWED}), and each later one",
+    )
     add_proof_arguments(parser)
     add("--no-verify", action="store_true", help="serve any model, also without a golden sample and a certificate")
     add("--report", type=Path, help="the report of the stage evaluate, shown at /model")
@@ -68,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
         return 2
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("lockstep").setLevel(logging.INFO)
+    if args.follow:
+        args.model = args.model or FOLLOWED
     model = args.model or default_model()
     settings = Settings(
         ModelFiles(model, None if args.no_verify else proof_files_from_arguments(args), args.report),
@@ -78,12 +94,17 @@ def run(args: argparse.Namespace) -> int:
         max_images=args.max_images,
         request_timeout=args.request_timeout,
     )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again after it has shut down
     try:
-        app = create_app(settings)
         listener = listen(args.host, args.port)
+        flags = ("--stage", args.follow, "--folder", str(model.parent))
+        follower = start_program("flows.follow", *flags) if args.follow else None  # ends with this process
+        app = load_app(create_app, settings, follower)
     except LockstepError as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # while it waits for the first model
+        return 0
     host, bound_port = listener.getsockname()[:2]
     print(f"{model} at http://{f'[{host}]' if ':' in host else host}:{bound_port}/ (Ctrl-C stops it)", flush=True)
     config = uvicorn.Config(
@@ -96,10 +117,22 @@ def run(args: argparse.Namespace) -> int:
         limit_concurrency=args.max_connections,
         timeout_graceful_shutdown=10,
     )
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again after it has shut down
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listener])
     return 0
+
+
+def load_app(
+    create_app: "Callable[[Settings], Starlette]", settings: Settings, follower: subprocess.Popen[bytes] | None
+) -> "Starlette":
+    """The application, with its model loaded. A follower brings the model: until it has, wait."""
+    while True:
+        try:
+            return create_app(settings)
+        except (FileMissingError, HashMismatchError):
+            if not follower or follower.poll() is not None:
+                raise
+        time.sleep(0.5)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -38,8 +38,9 @@ def run(args: argparse.Namespace) -> int:
         replay_json = {**replay._asdict(), "onnxruntime": onnxruntime.__version__}
         print(json.dumps({"proven": True, "certificate": certificate.content, "replay": replay_json}))
     else:
-        signed = f" and signed by the owner of {args.key}" if args.key else ""
-        print(f"{classifier.path} is proven{signed}", *format_lines(certificate, replay), sep="\n  ")
+        signed = f", signed by the owner of {args.key}" if args.key else ""
+        rebuilt = f", rebuilt by {args.rebuilt} or more of the keys" if args.rebuilt else ""
+        print(f"{classifier.path} is proven{signed}{rebuilt}", *format_lines(certificate, replay), sep="\n  ")
     return 0
 
 

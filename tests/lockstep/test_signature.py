@@ -49,7 +49,7 @@ def test_a_signed_model_is_loaded_with_the_public_key(
 ) -> None:
     model, key = signed
     assert main(["verify", str(model), "--key", str(key)]) == 0
-    assert capsys.readouterr().out.startswith(f"{model} is proven and signed by the owner of {key}\n")
+    assert capsys.readouterr().out.startswith(f"{model} is proven, signed by the owner of {key}\n")
     assert Classifier(model, verify=ProofFiles.beside_model(model, key)).certificate
 
 
