@@ -152,7 +152,8 @@ def rebuild_cli(
 ) -> None:
     """Run every stage of a revision again from the raw data; if the model has the same bytes, sign a statement of it.
 
-    The raw data are downloaded again, and a DVC cache is not used. For example:
+    No result is taken from DVC's cache. Raw data that are here are used if they have the published checksums; other raw
+    data are downloaded. For example:
 
     python -m flows.rebuild v0.2.0 --private-key private.pem
 

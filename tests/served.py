@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 from conftest import ROOT, idx_bytes, run_stage_in, write_params
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image
 from toys import wait_until
 
@@ -68,22 +70,23 @@ class Service:
 
 
 @contextmanager
-def run_service(folder: Path, model: Path, *flags: str) -> Iterator[Service]:
+def run_service(folder: Path, model: Path, *flags: str, cwd: Path = ROOT) -> Iterator[Service]:
     """`python -m lockstep serve` in a process of its own, on a free port of loopback."""
     log = folder / "service.log"
     with log.open("wb") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "lockstep", "serve", "--model", str(model), "--port", "0", *flags],
-            cwd=ROOT,
+            cwd=cwd,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
         )
     try:
         assert process.stdout
-        match = re.search(r"http://\S+", process.stdout.readline())
+        lines = (re.search(r" at (http://\S+)", line) for line in process.stdout)
+        match = next(filter(None, lines), None)
         assert match, log.read_text()
-        service = Service(match[0], process, log)
+        service = Service(match[1], process, log)
         wait_until(lambda: is_ready(service), 30)
         yield service
     finally:
@@ -193,3 +196,13 @@ def form_body(*files: tuple[str, bytes], field: str = "images") -> tuple[bytes, 
         for name, data in files
     ]
     return b"".join(parts) + b"--cut--\r\n", "multipart/form-data; boundary=cut"
+
+
+def make_keys(folder: Path, name: str) -> tuple[Path, Path]:
+    """The paths of a private and a public key."""
+    private, key = (folder / f"{name}.pem", folder / f"{name}.pub"), ec.generate_private_key(ec.SECP256R1())
+    secret = serialization.NoEncryption()
+    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    private[0].write_bytes(key.private_bytes(pem, pkcs8, secret))
+    private[1].write_bytes(key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
+    return private

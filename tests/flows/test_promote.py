@@ -1,13 +1,12 @@
 """A model becomes a version of the registry if it is proven and not worse; and back again."""
 
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
-from repositories import CompletedCommand, command_environment, commit_all, run_command, run_dvc
+from repositories import CompletedCommand, commit_all, run_command, run_dvc
 from ruamel.yaml import YAML
 from served import run_service, sha256_of
 from toys import run_flow_module, wait_until
@@ -83,6 +82,13 @@ def test_tags_are_pushed_or_not_made(project: Path, prefect_api_url: str, tmp_pa
     (origin / "hooks" / "pre-receive").unlink()
     assert "v0.0.1 is now prod" in promote(project, prefect_api_url, "--skip-audit", "--push").stdout
     assert run_command(origin, "git", "tag").stdout.split() == ["classifier#prod#1", "classifier@v0.0.1"]
+    run_command(project, "git", "checkout", "-q", "-b", "results")
+    commit_model(project, seed=3, epochs=9)
+    run_command(project, "git", "push", "-q", "origin", "results")
+    run_command(project, "git", "checkout", "-q", "main")
+    promote(project, prefect_api_url, "--skip-audit", "--push", "--revision", "origin/results")
+    tags = run_command(origin, "git", "tag", "--points-at", "results").stdout.split()
+    assert tags == ["classifier#prod#2", "classifier@v0.0.2"]
     set_param(project / "params.yaml", "promote.level", 1e-9)
     result = promote(project, prefect_api_url, "--skip-audit", status=1)
     assert "params.yaml: not committed; HEAD is what is promoted" in result.stdout
@@ -95,36 +101,31 @@ def test_a_service_follows_promotions_and_a_roll_back_under_load(
 ) -> None:
     models = {"v0.0.1": sha256_of(project / "data/model/model.onnx")}
     promote(project, prefect_api_url, "--skip-audit")
-    served = tmp_path / "served"
-    command = [sys.executable, "-m", "flows.follow", "--folder", str(served), "--interval", "0.5"]
     statuses: list[int] = []
     stop = threading.Event()
-    with subprocess.Popen(command, cwd=project, env=command_environment(), text=True) as follower:
+    with run_service(tmp_path, tmp_path / "served" / "model.onnx", "--follow", "prod", cwd=project) as service:
+
+        def send_requests() -> None:
+            while not stop.is_set():
+                statuses.append(service.predict_prepared(np.zeros((28, 28), np.uint8)).status)
+
+        clients = [threading.Thread(target=send_requests) for _ in range(4)]
+        for client in clients:
+            client.start()
         try:
-            wait_until(lambda: (served / "model.onnx").exists() and (served / "golden.json").exists(), 60)
-            wait_until(lambda: (served / "certificate.json").exists(), 60)
-            with run_service(tmp_path, served / "model.onnx") as service:
-
-                def send_requests() -> None:
-                    while not stop.is_set():
-                        statuses.append(service.predict_prepared(np.zeros((28, 28), np.uint8)).status)
-
-                clients = [threading.Thread(target=send_requests) for _ in range(4)]
-                for client in clients:
-                    client.start()
-                try:
-                    commit_model(project, seed=3, epochs=9)
-                    models["v0.0.2"] = sha256_of(project / "data/model/model.onnx")
-                    promote(project, prefect_api_url, "--skip-audit")
-                    wait_until(lambda: service.request("/model").json["sha256"] == models["v0.0.2"], 60)
-                    promote(project, prefect_api_url, "--roll-back")
-                    wait_until(lambda: service.request("/model").json["sha256"] == models["v0.0.1"], 60)
-                finally:
-                    stop.set()
-                    for client in clients:
-                        client.join()
+            commit_model(project, seed=3, epochs=9)
+            models["v0.0.2"] = sha256_of(project / "data/model/model.onnx")
+            promote(project, prefect_api_url, "--skip-audit")
+            wait_until(lambda: service.request("/model").json["sha256"] == models["v0.0.2"], 60)
+            promote(project, prefect_api_url, "--roll-back")
+            wait_until(lambda: service.request("/model").json["sha256"] == models["v0.0.1"], 60)
         finally:
-            follower.kill()
+            stop.set()
+            for client in clients:
+                client.join()
+        follower = psutil.Process(service.process.pid).children(recursive=True)
+        assert follower
+    wait_until(lambda: not any(child.is_running() for child in follower), 15)
     assert len(statuses) > 1000
     assert set(statuses) == {200}
 

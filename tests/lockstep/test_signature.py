@@ -5,26 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from model_signing import hashing, signing
-from served import run_service
+from served import make_keys, run_service
 from toys import wait_until
 
 from lockstep import Classifier, LockstepError, ProofFiles
 from lockstep.__main__ import main
 
 SIGNED = ("model.onnx", "golden.json", "certificate.json", "CARD.md")
-
-
-def make_keys(folder: Path, name: str) -> tuple[Path, Path]:
-    """The paths of a private and a public key."""
-    private, key = (folder / f"{name}.pem", folder / f"{name}.pub"), ec.generate_private_key(ec.SECP256R1())
-    secret = serialization.NoEncryption()
-    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    private[0].write_bytes(key.private_bytes(pem, pkcs8, secret))
-    private[1].write_bytes(key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
-    return private
 
 
 @pytest.fixture
