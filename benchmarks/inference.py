@@ -80,7 +80,8 @@ def measure_calls(predict: Predict, images: np.ndarray) -> dict[str, float]:
 
 def time_calls(predict: Predict, images: np.ndarray, duration: float) -> np.ndarray:
     """The seconds of each call, of as many calls as fit into the duration and at least three."""
-    seconds, end = [], time.perf_counter() + duration
+    seconds: list[float] = []
+    end = time.perf_counter() + duration
     while (started := time.perf_counter()) < end or len(seconds) < 3:
         predict(images)
         seconds.append(time.perf_counter() - started)

@@ -26,7 +26,7 @@ def cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.cpu_name() or platform.machine()
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def measure_matmul_flops(threads: int, dtype: torch.dtype = torch.float32, size: int = 2048) -> float:

@@ -24,7 +24,7 @@ from cyclopts import App
 from ruamel.yaml import YAML
 
 from benchmarks.machine import ROOT, Results, describe_machine
-from benchmarks.training import accuracy
+from benchmarks.training import test_accuracy
 from stages.core.splits import npy_writer, read_images, read_labels
 from stages.network.weights import read_weights
 from stages.training.augmentation import random_affine
@@ -160,7 +160,7 @@ def train_one_epoch(project: Path, factor: int) -> dict[str, float]:
         for seed in range(factor):
             generator = torch.Generator().manual_seed(seed)
             for batch in torch.from_numpy(images).split(10_000):
-                file.write((random_affine(batch, 10.0, 0.1, generator).byte() if seed else batch).numpy())
+                file.write((random_affine(batch, 10.0, 0.1, generator).byte() if seed else batch).numpy().tobytes())
     np.save(splits / "train-labels.npy", np.tile(labels, factor))
     params = YAML(typ="safe", pure=True).load(project / "params.yaml")
     params["train"] |= {"epochs": 1, "min_steps": 1, "monitor": "none"}
@@ -176,7 +176,7 @@ def train_one_epoch(project: Path, factor: int) -> dict[str, float]:
         "images": factor * len(images),
         "seconds": float(match[1]),
         "anonymous": result.anonymous,
-        "accuracy": accuracy(network, splits),
+        "accuracy": test_accuracy(network, splits),
     }
 
 

@@ -73,7 +73,7 @@ def two_convolutions(widths: tuple[int, int], kernels: tuple[int, int], pads: tu
 
 def linear_layers(*widths: int) -> list[nn.Module]:
     """Linear layers of these widths, with ReLU between them."""
-    layers = [layer for pair in itertools.pairwise(widths) for layer in (nn.Linear(*pair), nn.ReLU())]
+    layers: list[nn.Module] = [layer for pair in itertools.pairwise(widths) for layer in (nn.Linear(*pair), nn.ReLU())]
     return layers[:-1]
 
 

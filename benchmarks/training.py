@@ -167,13 +167,13 @@ def count_flops(network: torch.nn.Module) -> int:
     pixels = torch.zeros(2, 1, 28, 28, dtype=torch.uint8 if hasattr(network, "mean") else torch.float32)
     with FlopCounterMode(display=False) as counter:
         network.eval()(pixels).sum().backward()
-    return counter.get_total_flops() // len(pixels)
+    return int(counter.get_total_flops()) // len(pixels)
 
 
 def format_table(rows: list[dict[str, Any]], peak: float) -> str:
     """A line for each recipe; times also relative to the three epochs of reference A."""
     a = [row for row in rows if row["recipe"] == "reference_a"]
-    base = median(row["seconds"] for row in a) if a else float("nan")
+    base = median(row["seconds"] for row in a) if a else None
     lines = [
         f"Seconds are medians, of training loops alone. Matrix products run at {peak / 1e9:.0f} GFLOP/s here.",
         "",
@@ -187,7 +187,7 @@ def format_table(rows: list[dict[str, Any]], peak: float) -> str:
         utilization = runs[0]["flops"] * runs[0]["images"] / seconds / peak
         lines.append(
             f"| `{name}` | {len(runs)} | {mean(accuracies):.2%} ({min(accuracies):.2%}) | {seconds:.2f} | "
-            f"{seconds / base:.2f} | {relative_time(name, seconds, mean(accuracies), rows)} | {utilization:.0%} |"
+            f"{f'{seconds / base:.2f}' if base else 'not measured'} | {relative_time(name, seconds, mean(accuracies), rows)} | {utilization:.0%} |"
         )
     return "\n".join([*lines, "", *time_to_target(a, rows), *extrapolated_times(rows)])
 
