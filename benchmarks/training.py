@@ -185,9 +185,10 @@ def format_table(rows: list[dict[str, Any]], peak: float) -> str:
         runs = [row for row in rows if row["recipe"] == name]
         seconds, accuracies = median(row["seconds"] for row in runs), [row["accuracy"] for row in runs]
         utilization = runs[0]["flops"] * runs[0]["images"] / seconds / peak
+        relative = f"{seconds / base:.2f}" if base else "not measured"
         lines.append(
             f"| `{name}` | {len(runs)} | {mean(accuracies):.2%} ({min(accuracies):.2%}) | {seconds:.2f} | "
-            f"{f'{seconds / base:.2f}' if base else 'not measured'} | {relative_time(name, seconds, mean(accuracies), rows)} | {utilization:.0%} |"
+            f"{relative} | {relative_time(name, seconds, mean(accuracies), rows)} | {utilization:.0%} |"
         )
     return "\n".join([*lines, "", *time_to_target(a, rows), *extrapolated_times(rows)])
 
