@@ -24,8 +24,8 @@ Trace = list[dict[str, str]]  # rows of train's trace: a step, and a checksum fo
 
 
 @flow(name="lockstep-audit", persist_result=False)
-async def audit(tolerance: float = 0.005) -> State[Any]:
-    """Run every stage again from the raw data in a scratch clone of HEAD, and fail if a byte differs from dvc.lock.
+async def audit(tolerance: float = 0.005, revision: str = "HEAD") -> State[Any]:
+    """Run every stage again from the raw data in a scratch clone, and fail if a byte differs from dvc.lock.
 
     Bytes may differ if train records another machine than the committed record (arithmetic, device, threads, and for
     native arithmetic the CPU). Then every stage runs twice: the outputs of the two runs must be the same bytes, and the
@@ -33,11 +33,12 @@ async def audit(tolerance: float = 0.005) -> State[Any]:
 
     Args:
         tolerance: the largest difference of a metric from the committed one, on another machine
+        revision: the commit or branch, such as origin/results
     """
     log = get_run_logger()
     try:
         check_attempts()
-        async with open_scratch_clone(ROOT, log.info) as root:
+        async with open_scratch_clone(ROOT, log.info, revision) as root:
             state, table = await compare_rerun(root, tolerance)
     except FlowError as error:
         state, table = Failed(message=str(error)), str(error)
@@ -50,11 +51,14 @@ async def audit(tolerance: float = 0.005) -> State[Any]:
 async def compare_rerun(root: Path, tolerance: float) -> tuple[State[Any], str]:
     """The audit's state, and a table of every output."""
     committed, machine, metrics = await read_checksums(root), read_machine(root), read_metrics(root)
+    if not committed:
+        raise FlowError("there is no dvc.lock in this commit, so nothing to compare with: run dvc repro and commit it")
     traces = read_traces(root)
     checksums = await rerun_all(root)
-    rows = [[path, committed[path], checksums.get(path, "")] for path in committed]
+    paths = list({**committed, **checksums})
+    rows = [[path, committed.get(path, ""), checksums.get(path, "")] for path in paths]
     table = markdown_table(["output", "dvc.lock", "this run"], rows)
-    different = [path for path in committed if checksums.get(path) != committed[path]]
+    different = [path for path in paths if checksums.get(path) != committed.get(path)]
     if not different:
         return Completed(
             name="Reproduced", message=f"All {len(checksums)} outputs have the same bytes as dvc.lock"
@@ -157,8 +161,8 @@ def read_metrics(root: Path) -> dict[str, Any]:
     return {f"{stem}.{name}": value for stem, values in metrics.items() for name, value in values.items()}
 
 
-def audit_cli(*, tolerance: float = 0.005) -> None:
-    """Run every stage again from the raw data in a scratch clone of HEAD, and fail if a byte differs from dvc.lock.
+def audit_cli(revision: str = "HEAD", /, *, tolerance: float = 0.005) -> None:
+    """Run every stage of a commit again from the raw data in a scratch clone; fail if a byte differs from dvc.lock.
 
     On another machine than the recorded one every stage runs twice, and the two runs are compared. For example:
 
@@ -166,10 +170,12 @@ def audit_cli(*, tolerance: float = 0.005) -> None:
 
     Parameters
     ----------
+    revision
+        The commit or branch, such as origin/results.
     tolerance
         The largest difference of a metric from the committed one, on another machine.
     """
-    raise SystemExit(run_flow(audit, tolerance=tolerance))
+    raise SystemExit(run_flow(audit, tolerance=tolerance, revision=revision))
 
 
 if __name__ == "__main__":

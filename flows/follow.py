@@ -13,7 +13,7 @@ from flows.errors import FlowError
 from flows.pipeline import ROOT
 from flows.promote import fetch_certificate, staged_commit
 from flows.terminal import run_cli
-from flows.workspace import git
+from flows.workspace import fetch_origin
 
 
 def follow_cli(
@@ -59,8 +59,7 @@ async def follow(stage: str, folder: Path, interval: float) -> None:
 
 
 async def newest_commit(stage: str) -> str:
-    if "origin" in await git(ROOT, "remote"):
-        await git(ROOT, "fetch", "--quiet", "--tags", "origin")
+    await fetch_origin(ROOT)
     if not (commit := await staged_commit(stage)):
         raise FlowError(f"no model is {stage}: python -m flows.promote --stage {stage}")
     return commit

@@ -24,7 +24,7 @@ from flows.pipeline import ROOT, rename_flow_run
 from flows.process import stream_command
 from flows.report import markdown_table, read_json, shorten
 from flows.terminal import run_cli, run_flow
-from flows.workspace import dvc, git, open_scratch_clone, resolve_revision
+from flows.workspace import dvc, fetch_origin, git, open_scratch_clone, resolve_revision
 
 ARTIFACT = "classifier"  # in dvc.yaml
 ARTIFACT_KEY = "lockstep-promotion"
@@ -80,9 +80,7 @@ async def find_candidate(revision: str) -> str:
     changed = await git(ROOT, "status", "--porcelain", "--", "dvc.yaml", "dvc.lock", "params.yaml")
     if changed and revision == "HEAD":
         raise FlowError(f"{', '.join(line.split()[-1] for line in changed)}: not committed; HEAD is what is promoted")
-    if "origin" in await git(ROOT, "remote"):
-        branches = "+refs/heads/*:refs/remotes/origin/*"  # a worker's clone follows one branch only
-        await git(ROOT, "fetch", "--quiet", "--tags", "origin", branches)
+    await fetch_origin(ROOT)
     return await resolve_revision(ROOT, revision)
 
 

@@ -152,10 +152,18 @@ async def lock_clones(project_dir: Path) -> AsyncIterator[Path]:
         yield clones
 
 
+async def fetch_origin(project_dir: Path) -> None:
+    """Fetch the branches and tags of origin, if there is one; a worker's clone follows one branch only."""
+    if "origin" in await git(project_dir, "remote"):
+        await git(project_dir, "fetch", "--quiet", "--tags", "origin", "+refs/heads/*:refs/remotes/origin/*")
+
+
 async def resolve_revision(project_dir: Path, revision: str) -> str:
     """The hash of the commit that a revision names."""
     if revision == "HEAD":
         return (await git(project_dir, "rev-parse", "HEAD"))[-1]
+    if revision.startswith("origin/"):
+        await fetch_origin(project_dir)
     try:
         name = f"{revision}^{{commit}}"
         return (await git(project_dir, "rev-parse", "--verify", "--quiet", "--end-of-options", name))[-1]

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -105,6 +104,12 @@ class Team:
         (found,) = [entry for entry in deployments if entry["name"] == name]
         body = {"parameters": {**found["parameters"], **parameters}, "state": {"type": "SCHEDULED"}}
         return str(post_api(self.api, f"deployments/{found['id']}/create_flow_run", **body)["id"])
+
+    def patch(self, path: str, **body: Any) -> None:
+        data, headers = json.dumps(body).encode(), {"content-type": "application/json"}
+        request = urllib.request.Request(f"{self.api}/{path}", data, headers, method="PATCH")
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30):
+            pass
 
     def send_event(self, event: dict[str, Any]) -> None:
         data, headers = json.dumps([event]).encode(), {"content-type": "application/json"}
@@ -235,12 +240,3 @@ def start_prefect(team: Team) -> None:
     command = ["server", "start", "--host", "127.0.0.1", "--port", str(team.ports["prefect"])]
     team.start("prefect", [sys.executable, "-m", "prefect", *command])
     wait_until(lambda: is_healthy(f"{team.api}/health"), 180)
-
-
-def read_objects(folder: Path, *names: str) -> dict[str, bytes]:
-    """The bytes of these files in a clone."""
-    return {name: (folder / name).read_bytes() for name in names}
-
-
-def sleep_until(moment: float) -> None:
-    time.sleep(max(0.0, moment - time.monotonic()))

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -86,6 +87,38 @@ def test_two_workers_at_once_give_the_same_bytes_and_both_push_through_restarts_
             if f"        {seed}\n" in lock:
                 found.add(lock)
     assert {seed: len(found) for seed, found in locks.items()} == {"seed: 11": 1, "seed: 12": 1}
+
+
+def test_nightly_ends_with_a_promotion_that_can_be_rolled_back(team: Team) -> None:
+    """The automation of deploy/prefect.yaml is switched on, as on Prefect's page."""
+    name = {"any_": ["lockstep: promote after team-nightly"]}
+    (automation,) = post_api(team.api, "automations/filter", automations={"name": name})
+    team.patch(f"automations/{automation['id']}", enabled=True)
+    team.start_worker("night")
+    for number, seed in enumerate((31, 32), 1):
+        assert team.wait_run(team.start_run("lockstep/team-nightly", params={"train": {"seed": seed}}))["state_name"]
+        promotion = wait_until(lambda: find_runs(team, "team-promote")[number - 1 :], 60)[0]  # noqa: B023
+        entry = team.wait_run(promotion["id"], 600)
+        assert entry["state_name"] == "Promoted", entry["state"]["message"]
+        tags = team.run(team.origin, "git", "tag", "--points-at", "results").stdout.split()
+        assert tags == [f"classifier#prod#{number}", f"classifier@v0.0.{number}"]
+    assert team.worker_log("night").count("audit: passed, All 20 outputs have the same bytes as dvc.lock") == 2
+    again = team.start_run("lockstep/team-nightly", params={"train": {"seed": 32}})
+    assert team.wait_run(again)["state_name"] == "UpToDate"
+
+    entry = team.wait_run(team.start_run("lockstep-audit/team-audit"), 600)
+    assert entry["state_name"] == "Reproduced", entry["state"]["message"]
+    entry = team.wait_run(team.start_run("lockstep-roll-back/team-roll-back"), 300)
+    assert entry["state"]["message"] == "classifier v0.0.1 is prod again"
+    assert len(find_runs(team, "team-promote")) == 2  # none after the run with nothing to do
+    team.stop("worker-night")
+    team.patch(f"automations/{automation['id']}", enabled=False)
+
+
+def find_runs(team: Team, deployment: str) -> list[dict[str, Any]]:
+    """The runs of the deployment, the oldest first."""
+    name = {"name": {"any_": [deployment]}}
+    return list(post_api(team.api, "flow_runs/filter", deployments=name, sort="EXPECTED_START_TIME_ASC"))
 
 
 def test_stages_with_the_tag_gpu_run_in_the_gpu_pool_while_it_has_a_worker(team: Team) -> None:
