@@ -9,6 +9,7 @@ exist. STAGE `none` imports them and does nothing else.
 import contextlib
 import importlib
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -39,4 +40,7 @@ def main(imports: Path, name: str, flags: list[str]) -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path.cwd()))
+    from stages.core.arithmetic import set_arithmetic_env
+
+    set_arithmetic_env(sys.argv[3:], os.environ)  # before torch is imported, as `python -m stages.NAME` does
     main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])

@@ -2,13 +2,14 @@
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import write_raw
 from PIL import Image
-from repositories import create_project, run_command
+from repositories import STAGES, create_project, run_command
 
 from flows.dvc.params_file import set_param
 
@@ -22,6 +23,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_raw(folder / "data" / "raw")
     results_path(folder).unlink(missing_ok=True)
     return folder
+
+
+@pytest.fixture
+def finished_copy(finished_project: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished_project, tmp_path / "project", symlinks=True))
 
 
 def results_path(project: Path) -> Path:
@@ -96,3 +102,11 @@ def test_portable_and_native_arithmetic_are_measured_alone_and_in_parallel(proje
         "two side by side, by how threads wait",
     ]
     assert all(re.search(r" [\d.]+ s, .* [\d.]+ s, ratio [\d.]+$", head) for head in heads)
+
+
+def test_the_costs_of_each_stage_and_of_ten_times_the_data_are_measured(finished_copy: Path) -> None:
+    result = run_command(finished_copy, sys.executable, "-m", "benchmarks.pipeline", "--rounds", "1")
+    for name in STAGES:
+        assert re.search(rf"^\| {name} \| [\d.]+ s \|", result.stdout, re.MULTILINE)
+    assert "`dvc repro` with nothing to do: " in result.stdout
+    assert re.search(r"An epoch of [\d,]+ images takes [\d.]+ times as long", result.stdout)
