@@ -25,5 +25,7 @@ ln -sfn "$environment" .venv # flows/environment.py puts it first on PATH
 if [ "$(git rev-parse --is-shallow-repository)" = true ]; then
   git fetch --quiet --unshallow
 fi
+git config user.email >/dev/null || git config user.email lockstep@localhost # tags and experiments need an author
+git config user.name >/dev/null || git config user.name Lockstep
 .venv/bin/dvc cache dir --local --quiet "$home/dvc-cache"
 echo "Environment $hash, DVC cache $home/dvc-cache"

@@ -23,6 +23,7 @@ MOTO = "moto[s3,server]==5.2.5"
 BUCKET = "team"
 POSTGRES_BIN = Path("/usr/lib/postgresql/15/bin")
 POSTGRES_USER = "postgres"  # PostgreSQL refuses to run as root
+NO_AUTHOR = dict.fromkeys(f"GIT_{role}_{item}" for role in ("AUTHOR", "COMMITTER") for item in ("NAME", "EMAIL"))
 FINAL_STATES = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
 
 
@@ -41,13 +42,16 @@ class Team:
     def origin(self) -> Path:
         return self.folder / "origin.git"
 
-    def start(self, name: str, command: list[str], cwd: Path | None = None, **env: str) -> None:
-        """Start a process in the background, in its own group, with its output in NAME.log."""
+    def start(self, name: str, command: list[str], cwd: Path | None = None, **env: str | None) -> None:
+        """Start a process in the background, in its own group, with its output in NAME.log.
+
+        A variable that is None is removed.
+        """
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 command,
                 cwd=cwd or self.folder,
-                env={**self.env, **env},
+                env={key: value for key, value in {**self.env, **env}.items() if value is not None},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -90,6 +94,7 @@ class Team:
             f"worker-{name}",
             [str(self.folder / "worker-venv" / "bin" / "python"), "-m", "prefect", *worker],
             HOME=str(home),
+            **NO_AUTHOR,  # git on a worker has none
             LOCKSTEP_HOME=str(home),
             PREFECT_HOME=str(home / "prefect"),
         )
