@@ -96,10 +96,10 @@ def run(args: argparse.Namespace) -> int:
     )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again after it has shut down
     try:
-        listener = listen(args.host, args.port)
         flags = ("--stage", args.follow, "--folder", str(model.parent))
         follower = start_program("flows.follow", *flags) if args.follow else None  # ends with this process
         app = load_app(create_app, settings, follower)
+        listener = listen(args.host, args.port)
     except LockstepError as error:
         print(error, file=sys.stderr)
         return 2
