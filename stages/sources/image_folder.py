@@ -151,7 +151,7 @@ def decode_image(path: Path, channels: int) -> ImageArray:
     except FileNotFoundError:
         raise StageError(f"{path}: missing; {REFETCH}") from None
     except ImageError as error:
-        raise StageError(f"{path}: {error}; replace or remove it") from None
+        raise StageError(f"{path}: {error}; replace or remove it among your own images") from None
 
 
 def class_of(name: str) -> str:

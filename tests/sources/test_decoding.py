@@ -107,8 +107,8 @@ def test_floating_point_pixels_outside_their_range_are_refused(level: float, tmp
     Image.fromarray(np.array([[0.5, level]], np.float32)).save(path)
     with pytest.raises(StageError) as caught:
         decode_image(path, 1)
-    reason = "its floating-point pixels are not all within 0..1, black to white; scale them; replace or remove it"
-    assert str(caught.value) == f"{path}: {reason}"
+    reason = "its floating-point pixels are not all within 0..1, black to white; scale them"
+    assert str(caught.value) == f"{path}: {reason}; replace or remove it among your own images"
 
 
 @pytest.mark.parametrize("level", [-1, 65536])
@@ -168,7 +168,7 @@ def test_a_broken_or_foreign_file_is_one_line_that_names_it(content: bytes, tmp_
     with pytest.raises(StageError, match=r"the file is empty|not a readable image.*supported formats: PNG, ") as caught:
         decode_image(path, 1)
     assert str(caught.value).startswith(f"{path}: ")
-    assert str(caught.value).endswith("; replace or remove it")
+    assert str(caught.value).endswith("; replace or remove it among your own images")
     assert "\n" not in str(caught.value)
 
 
@@ -195,7 +195,7 @@ def test_damaged_exif_beside_an_orientation_is_one_line(error: str, suffix: str,
     assert raised.type.__name__ == error.removeprefix("struct.")
     with pytest.raises(StageError) as caught:
         decode_image(path, 1)
-    reason = "its EXIF data are damaged; save it again without them; replace or remove it"
+    reason = "its EXIF data are damaged; save it again without them; replace or remove it among your own images"
     assert str(caught.value) == f"{path}: {reason}"
 
 
