@@ -1,19 +1,25 @@
-"""Decodes an image file or bytes, turns it upright, and removes its transparency."""
+"""Decodes an image file or bytes, turns it upright, and makes it 8 bits deep without transparency.
+
+The pipeline reads a person's own images with this too, so that a network sees the pixels that it was trained on.
+"""
 
 import io
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from lockstep.errors import ImageError
 
 Color = tuple[int, int, int]
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 MAX_PIXELS = 50_000_000  # more than a phone's camera takes; a small file can claim to hold far more
+MAX_INTEGER, MAX_FLOAT = 65535, 1  # white, in the modes of more than 8 bits; black is 0
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+STRIP_PIXELS = 1 << 20  # of a large image are converted at a time, since some conversions need several copies
 MIN_DECODED_SIDE = 1024  # pixels; a JPEG is decoded at a reduced scale, but not below this
 # Our own limit applies, and unusual EXIF does not matter. At import, because changing filters is not thread-safe.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -57,7 +63,10 @@ def load_upright(image: Image.Image, max_pixels: int) -> Image.Image:
     if image.format == "JPEG":
         image.draft(None, (MIN_DECODED_SIDE, MIN_DECODED_SIDE))
     image.load()
-    upright: Image.Image = ImageOps.exif_transpose(image)
+    try:
+        upright: Image.Image = ImageOps.exif_transpose(image)
+    except Exception:  # struct.error, TypeError, AttributeError and more, by what is damaged
+        raise ImageError("its EXIF data are damaged; save it again without them") from None
     return upright
 
 
@@ -68,22 +77,50 @@ def flatten_image(image: Image.Image, mode: str, background: Color | None = None
         mode: "L" or "RGB".
         background: the colour behind transparent pixels; chosen from the image unless given.
     """
-    if image.mode.startswith(("I", "F")):
-        return scale_to_8_bits(np.asarray(image, np.float32)).convert(mode)
-    if "A" in image.getbands() or "transparency" in image.info:
-        if max(image.size) > 2 * MIN_DECODED_SIDE and image.mode == "RGBA":  # saves memory: four copies follow
-            image = image.reduce(max(image.size) // MIN_DECODED_SIDE)
-        image = image.convert("RGBA")
-        layer = Image.new("RGBA", image.size, background or choose_background(image))
-        image = Image.alpha_composite(layer, image)
-    return image.convert(mode)
+    try:
+        if image.mode[0] in "IF":
+            return convert_in_strips(image, mode, lambda strip: scale_to_8_bits(strip).convert(mode))
+        if not image.has_transparency_data:
+            return image.convert(mode)
+        if background is None:
+            if max(image.size) > 2 * MIN_DECODED_SIDE and image.mode == "RGBA":
+                image = image.reduce(max(image.size) // MIN_DECODED_SIDE)
+            background = choose_background(image.convert("RGBA"))
+        return convert_in_strips(image, mode, lambda strip: compose(strip, background).convert(mode))
+    except ImageError:
+        raise
+    except Exception as error:  # of many types, for modes such as LAB and for a damaged palette or transparency
+        reason = " ".join(str(error).split())
+        raise ImageError(f"its colours cannot be converted ({reason}); save it as grey or RGB") from None
 
 
-def scale_to_8_bits(values: NDArray[np.float32]) -> Image.Image:
-    """Of 16-bit values, of 8-bit values in a wider type, or of values within 0..1; Pillow would clip them."""
-    maximum = float(values.max())
-    scale = 1 / 257 if maximum > 255 else 255 if maximum <= 1 else 1
-    return Image.fromarray(np.clip(values * scale, 0, 255).astype(np.uint8))
+def convert_in_strips(image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Convert pixel by pixel, in strips of rows: the result is that of one conversion, in little memory."""
+    if image.width * image.height <= STRIP_PIXELS:
+        return convert(image)
+    result = Image.new(mode, image.size)
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        result.paste(convert(strip), (0, top))
+    return result
+
+
+def compose(image: Image.Image, background: Color) -> Image.Image:
+    return Image.alpha_composite(Image.new("RGBA", image.size, background), image.convert("RGBA"))
+
+
+def scale_to_8_bits(image: Image.Image) -> Image.Image:
+    """Of one of the modes I;16, I and F. Their range is fixed, and not guessed from the values of each image."""
+    values = np.asarray(image)
+    is_float = image.mode == "F"
+    white = MAX_FLOAT if is_float else MAX_INTEGER
+    if not (values.min() >= 0 and values.max() <= white):  # NaN fails too
+        kind = "floating-point pixels" if is_float else "pixels of more than 8 bits"
+        raise ImageError(f"its {kind} are not all within 0..{white}, black to white; scale them")
+    if is_float:
+        return Image.fromarray(np.rint(values * np.float32(255)).astype(np.uint8))
+    return Image.fromarray(((values.astype(np.uint32) * 255 + MAX_INTEGER // 2) // MAX_INTEGER).astype(np.uint8))
 
 
 def choose_background(image: Image.Image) -> Color:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lockstep.errors import LockstepError
+from lockstep.fitting import FITS
 
 PREPARATIONS = ("mnist", "resize")
 
@@ -18,6 +19,7 @@ class ModelMetadata:
     preparation: str
     dataset: str
     properties: dict[str, str]  # all metadata_props of the file
+    fit: str = "stretch"  # how the preparation `resize` brings an image to size
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -30,8 +32,11 @@ def read_metadata(properties: Mapping[str, str], name: str) -> ModelMetadata:
         classes = json.loads(properties["classes"])
         _, channels, height, width = json.loads(properties["input"])["shape"]
         preparation, dataset = properties["preparation"], properties.get("dataset", "unknown")
+        fit = properties.get("fit", "stretch")  # files of 0.2.0 and before have none
         if preparation not in PREPARATIONS:
             raise ValueError(f"preparation {preparation!r}; this version knows {' and '.join(PREPARATIONS)}")
+        if fit not in FITS:
+            raise ValueError(f"fit {fit!r}; this version knows {', '.join(FITS)}")
         if not classes or not all(isinstance(label, str) for label in classes):
             raise ValueError(f"classes {classes!r}")
         if channels not in (1, 3):
@@ -40,4 +45,4 @@ def read_metadata(properties: Mapping[str, str], name: str) -> ModelMetadata:
         raise LockstepError(f"{name}: its metadata lack {error}; use a file that export_onnx wrote") from None
     except (TypeError, ValueError) as error:
         raise LockstepError(f"{name}: its metadata are not valid: {error}") from None
-    return ModelMetadata(tuple(classes), channels, height, width, preparation, dataset, dict(properties))
+    return ModelMetadata(tuple(classes), channels, height, width, preparation, dataset, dict(properties), fit)

@@ -14,13 +14,12 @@ import numpy as np
 
 from lockstep.arguments import MODEL_HELP, add_proof_arguments, positive, proof_files_from_arguments
 from lockstep.classifier import BATCH_SIZE, Classifier, Prediction
-from lockstep.decoding import MAX_PIXELS
+from lockstep.decoding import MAX_PIXELS, SUFFIXES
 from lockstep.errors import ImageError, LockstepError
 from lockstep.preparation import Pixels
 
 EXAMPLE = """example: lockstep predict scans/ digit.png --top 3
 exit status: 0 every image was classified, 1 some were not, 2 nothing could be started"""
-SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".pbm", ".pgm", ".ppm"}
 STDIN = "-"
 
 

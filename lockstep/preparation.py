@@ -6,6 +6,7 @@ from PIL import Image, ImageFilter
 
 from lockstep.decoding import WHITE, flatten_image
 from lockstep.errors import ImageError
+from lockstep.fitting import fit_to_size
 from lockstep.ink import Gray, find_ink
 from lockstep.metadata import ModelMetadata
 
@@ -18,13 +19,13 @@ def prepare_image(image: Image.Image, metadata: ModelMetadata) -> Pixels:
     """The network's input: uint8[channels, height, width]."""
     if metadata.preparation == "mnist":
         return prepare_like_mnist(image, metadata)
-    return stretch_to_size(image, metadata)
+    return resize_image(image, metadata)
 
 
-def stretch_to_size(image: Image.Image, metadata: ModelMetadata) -> Pixels:
-    """Transparent pixels become white."""
+def resize_image(image: Image.Image, metadata: ModelMetadata) -> Pixels:
+    """Transparent pixels become white. Stretched, cropped or padded to size, as the training images were."""
     flat = flatten_image(image, "L" if metadata.channels == 1 else "RGB", WHITE)
-    small = flat.resize((metadata.width, metadata.height), Image.Resampling.BILINEAR)
+    small = fit_to_size(flat, metadata.width, metadata.height, metadata.fit)
     return np.asarray(small).reshape(metadata.height, metadata.width, metadata.channels).transpose(2, 0, 1).copy()
 
 

@@ -22,7 +22,7 @@ def download(*, params: Path, own: Path, raw: Path, check: bool = False) -> None
     """
     section = read_section(params, "download", Download)
     if check:
-        datasets.DATASETS[section.dataset].check(raw)
+        datasets.DATASETS[section.dataset].check(raw, own)
         return
     datasets.fetch_dataset(section.dataset, raw, own)
     echo(f"{section.dataset}: complete in {raw}")

@@ -43,13 +43,14 @@ def export_onnx(
     """Write the trained network as an ONNX file, and a golden sample: the first test images with their outputs."""
     section, machine = read_section(params, "export_onnx", ExportOnnx), read_section(params, "machine", Machine)
     network, header = read_weights(weights)
-    check_weights_fit(weights, header, read_splits_info(splits))
+    info = read_splits_info(splits)
+    check_weights_fit(weights, header, info)
     prepare_device(machine.model_copy(update={"device": "cpu"}))
     count = section.golden_images
     images, labels = read_images(splits, "test")[:count], read_labels(splits, "test")[:count]
     proto = export_graph(network, header, section.opset)
     strip_debug_info(proto)
-    metadata = model_metadata(header, weights, section.opset)
+    metadata = model_metadata(header, info, weights, section.opset)
     onnx.helper.set_model_props(proto, metadata)
     onnx.checker.check_model(proto, full_check=True)
     with atomic_write(model) as tmp:

@@ -8,8 +8,10 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import Field
 
+from lockstep.fitting import fit_to_size
 from stages.core.command import echo, run_stage
 from stages.core.errors import StageError
 from stages.core.figures import CaptionedImage, draw_grid
@@ -18,8 +20,10 @@ from stages.core.params import Section, read_section
 from stages.core.splits import (
     SPLIT_NAMES,
     SPLITS_INFO_FILE,
+    Fit,
     Split,
     SplitsInfo,
+    names_file,
     npy_writer,
     read_images,
     read_labels,
@@ -27,7 +31,6 @@ from stages.core.splits import (
 )
 from stages.sources import catalog as datasets
 from stages.sources.dataset import LabelledImages, RawData
-from stages.sources.decoding import resize_image
 
 Masks = dict[Split, NDArray[np.bool_]]  # for each split, which images belong to it
 
@@ -35,6 +38,7 @@ Masks = dict[Split, NDArray[np.bool_]]  # for each split, which images belong to
 class Preprocess(Section):
     size: int = Field(ge=4, le=1024)
     channels: Literal[1, 3]
+    fit: Fit
     validation_fraction: float = Field(ge=0, lt=1)
     test_fraction: float = Field(gt=0, lt=1)
     seed: int = Field(ge=0)
@@ -109,6 +113,9 @@ def write_splits(folder: Path, images: LabelledImages, masks: Masks, section: Pr
         files = {}
         for split, mask in masks.items():
             np.save(folder / f"{split}-labels.npy", images.labels[mask])
+            if images.names is not None:
+                names = (f"{images.names[index]}\n" for index in np.flatnonzero(mask))
+                names_file(folder, split).write_text("".join(names), encoding="utf-8", newline="\n")
             writer = npy_writer(folder / f"{split}-images.npy", (int(mask.sum()), *shape), "u1")
             files[split] = stack.enter_context(writer)
         start = 0
@@ -125,11 +132,15 @@ def scaled_blocks(images: LabelledImages, section: Preprocess) -> Iterator[NDArr
         if 0 in block.shape[1:]:
             raise StageError(f"{images.locate(start)}: has no pixels: {block.shape[1]} x {block.shape[2]}")
         if len(block) and block.shape[1:3] != (section.size, section.size):
-            block = np.stack([resize_image(image, section.size) for image in block])
+            block = np.stack([resize_image(image, section) for image in block])
         start += len(block)
         if block.ndim == 3:  # grey
             block = np.repeat(block[..., None], section.channels, axis=-1)
         yield np.ascontiguousarray(np.moveaxis(block, -1, 1))
+
+
+def resize_image(image: NDArray[np.uint8], section: Preprocess) -> NDArray[np.uint8]:
+    return np.asarray(fit_to_size(Image.fromarray(image), section.size, section.size, section.fit))
 
 
 def describe_splits(folder: Path, source: dict[str, Any], section: Preprocess) -> SplitsInfo:
@@ -144,6 +155,7 @@ def describe_splits(folder: Path, source: dict[str, Any], section: Preprocess) -
         classes=source["classes"],
         channels=section.channels,
         size=section.size,
+        fit=section.fit,
         counts={split: len(labels[split]) for split in SPLIT_NAMES},
         counts_by_class={
             split: np.bincount(labels[split], minlength=len(source["classes"])).tolist() for split in SPLIT_NAMES

@@ -79,7 +79,7 @@ def validate_parity(
     images = {"test": test, "sample": sample, "reference": thin_sample(sample, section.reference_images)}
     expected = {name: run_torch(network, images[name]) for name in images}
     comparisons: list[Comparison] = []
-    reasons = find_declaration_errors(proto, header, weights)
+    reasons = find_declaration_errors(proto, header, info, weights)
     if not reasons:
         reasons, comparisons = compare_configurations(proto, images, expected, section, machine.threads)
     if not reasons:

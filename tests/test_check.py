@@ -48,7 +48,8 @@ def test_a_renamed_param_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_stage_without_params_needs_no_section(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    for package in ("stages", "lockstep"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "stages" / "announce.py").write_text(
         '"""Prints a line."""\n'
         "from stages.core.command import echo, run_stage\n\n\n"

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, WriteParams, idx_bytes, synthetic_digits
 
-from stages.core.errors import UnavailableError
+from stages.core.errors import StageError, UnavailableError
 from stages.download import download
 from stages.sources import mirrors
 from stages.sources.catalog import DATASETS
@@ -407,8 +407,15 @@ def test_check_fails_where_no_mirror_delivers(fetch: Fetch, site: Site, publish:
 
 
 @pytest.mark.parametrize("dataset", ["digits", "own"])
-def test_check_always_passes_without_mirrors_to_ask(dataset: str, fetch: Fetch, tmp_path: Path) -> None:
+def test_check_passes_without_a_network_for_local_images(dataset: str, own: Path, fetch: Fetch) -> None:
     assert not fetch(dataset, check=True).exists()
+
+
+def test_check_names_what_is_wrong_in_the_persons_own_images(own: Path, fetch: Fetch, tmp_path: Path) -> None:
+    (own / "empty").mkdir()
+    with pytest.raises(StageError, match=r"own/empty: an empty class; add images or remove the folder"):
+        fetch("own", check=True)
+    assert not (tmp_path / "raw").exists()
 
 
 @pytest.mark.parametrize(

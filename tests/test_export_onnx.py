@@ -107,10 +107,13 @@ def test_the_metadata_are_complete(opset_and_folder: tuple[int, Path], stage_out
     layout = {"name": "image", "dtype": "uint8", "layout": "NCHW", "shape": ["batch", 1, 28, 28], "range": [0, 255]}
     assert json.loads(metadata.pop("input")) == layout
     assert json.loads(metadata.pop("classes")) == list("0123456789")
-    assert "centre of mass" in metadata.pop("preparation_description")
+    description = metadata.pop("preparation_description")
+    assert "centre of mass" in description
+    assert "0 to 65535 of integers, 0 to 1 of floating-point numbers" in description
     assert metadata == {
         "architecture": "reference_e",
         "dataset": "mnist",
+        "fit": "stretch",
         "origin": "made",
         "preparation": "mnist",
         "weights_sha256": hashlib.sha256((stage_outputs / "weights.safetensors").read_bytes()).hexdigest(),

@@ -148,6 +148,39 @@ def test_own_images_of_any_size_keep_their_colours(params: WriteParams, run_prep
     assert (images[labels == 1] == np.array([0, 90, 255])[:, None, None]).all()
 
 
+@pytest.mark.parametrize(
+    ("fit", "rows"), [("stretch", [10, 100, 100, 200]), ("crop", [100] * 4), ("pad", [100, 10, 200, 100])]
+)
+def test_fit_says_how_images_of_other_proportions_become_squares(
+    fit: str, rows: list[int], params: WriteParams, run_preprocess: Run, tmp_path: Path
+) -> None:
+    """Each image is three bars, the middle one half of it, twice as wide as high."""
+    bars = np.zeros((8, 16), np.uint8)
+    bars[:, :4], bars[:, 4:12], bars[:, 12:] = 10, 100, 200
+    for name in ("a", "b"):
+        (tmp_path / "own" / name).mkdir(parents=True)
+        for number in range(5):
+            Image.fromarray(bars + number // 4).save(tmp_path / "own" / name / f"{number}.png")
+    download(params=params({"download.dataset": "own"}), own=tmp_path / "own", raw=tmp_path / "own-raw")
+    splits = run_preprocess(tmp_path / "own-raw", size=8, fit=fit)
+    assert read_info(splits)["fit"] == fit
+    image = open_array(splits, "train-images")[0, 0].astype(int)
+    places = [(0, 1), (3, 0), (3, 7), (7, 6)] if fit == "pad" else [(4, 0), (4, 3), (4, 4), (4, 7)]
+    np.testing.assert_allclose([image[place] for place in places], rows, atol=1)
+
+
+def test_published_images_have_no_names(raw: Path, run_preprocess: Run) -> None:
+    assert not [path.name for path in run_preprocess(raw).iterdir() if path.suffix == ".txt"]
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_fit_changes_no_square_image(fit: str, raw: Path, run_preprocess: Run, tmp_path: Path) -> None:
+    for size in (28, 14):
+        stretched, other = (run_preprocess(raw, tmp_path / name, size=size, fit=name) for name in ("stretch", fit))
+        changed = {name for name, content in read_files(other).items() if content != read_files(stretched)[name]}
+        assert changed == {"about.json"}
+
+
 def write_labels(raw: Path, labels: list[int]) -> None:
     (raw / LABELS).write_bytes(idx_bytes(np.array(labels)))
 
@@ -275,11 +308,11 @@ def test_images_of_one_flat_colour_are_refused(level: int, run_preprocess: Run, 
         run_preprocess(raw)
 
 
-def test_it_imports_no_torch(raw: Path, params: WriteParams, tmp_path: Path) -> None:
+def test_it_imports_neither_torch_nor_onnxruntime(raw: Path, params: WriteParams, tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from stages.preprocess import preprocess;"
         "preprocess(**{name: Path(path) for name, path in zip(('params', 'raw', 'splits', 'samples'), sys.argv[1:])});"
-        "sys.exit('torch' in sys.modules)"
+        "sys.exit(bool({'torch', 'onnxruntime'} & set(sys.modules)))"
     )
     flags = [params(), raw, tmp_path / "splits", tmp_path / "samples.png"]
     result = subprocess.run([sys.executable, "-c", program, *map(str, flags)], cwd=ROOT)

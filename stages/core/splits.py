@@ -15,6 +15,7 @@ from stages.core.errors import StageError
 Split = Literal["train", "validation", "test"]
 SPLIT_NAMES: tuple[Split, ...] = ("train", "validation", "test")
 SPLITS_INFO_FILE = "about.json"
+Fit = Literal["stretch", "crop", "pad"]  # how an image of other proportions becomes a square
 RERUN = "run `dvc repro preprocess`"
 
 
@@ -29,6 +30,7 @@ class SplitsInfo(pydantic.BaseModel):
     classes: list[str]
     channels: int
     size: int
+    fit: Fit = "stretch"
     counts: dict[Split, int]
     counts_by_class: dict[Split, list[int]]
     mean: list[float]  # of the training pixels in 0..1, one number for each channel
@@ -53,6 +55,22 @@ def read_images(folder: Path, split: Split) -> NDArray[np.uint8]:
 def read_labels(folder: Path, split: Split) -> NDArray[np.int64]:
     """(count,), in memory."""
     return np.array(open_npy(folder / f"{split}-labels.npy", 1), np.int64)
+
+
+def read_names(folder: Path, split: Split) -> list[str] | None:
+    """The name of the file of each image; None for a data set whose images have no files of their own."""
+    path = names_file(folder, split)
+    if not path.exists():
+        return None
+    names = path.read_text(encoding="utf-8").split("\n")[:-1]
+    if len(names) != (count := len(open_npy(folder / f"{split}-labels.npy", 1))):
+        raise StageError(f"{path}: has {len(names)} names of {count} images; {RERUN}")
+    return names
+
+
+def names_file(folder: Path, split: Split) -> Path:
+    """One name on each line."""
+    return folder / f"{split}-names.txt"
 
 
 def open_npy(path: Path, dimensions: int) -> NDArray[Any]:

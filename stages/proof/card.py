@@ -4,7 +4,7 @@ from typing import Any
 
 from stages.core.splits import SplitsInfo
 from stages.network.weights import WeightsHeader
-from stages.proof.onnx_file import PREPARATION
+from stages.proof.onnx_file import describe_preparation
 
 TEMPLATE = """# Classifier of {dataset}
 
@@ -91,7 +91,7 @@ def make_card(certificate: dict[str, Any], evaluation: dict[str, Any], header: W
         channels=info.channels,
         size=info.size,
         architecture=header.architecture,
-        preparation=PREPARATION[info.preparation],
+        preparation=describe_preparation(info),
         splits="\n".join(f"| {name} | {count:,} |" for name, count in info.counts.items()),
         recipe=", ".join(f"`{name}` {value}" for name, value in header.params.items()),
         arithmetic=arithmetic,

@@ -8,6 +8,7 @@ from google.protobuf.message import DecodeError
 
 from stages.core.errors import StageError
 from stages.core.files import file_sha256
+from stages.core.splits import SplitsInfo
 from stages.network.weights import WeightsHeader
 
 INPUT, LOGITS, PROBABILITIES = "image", "logits", "probabilities"
@@ -19,11 +20,22 @@ PREPARATION = {
         "grey; ink bright on a dark ground; cropped to the ink; scaled, keeping its proportions, into a box of 5/7 "
         "of the image's side (20x20 in 28x28); centred by its centre of mass"
     ),
-    "resize": "upright as EXIF says; transparency on white; grey or RGB by the channels; stretched to size, bilinear",
+    "resize": "upright as EXIF says; transparency on white; grey or RGB by the channels",
 }
+FIT = {
+    "stretch": "stretched to size, bilinear",
+    "crop": "the largest centred part of the network's proportions, scaled to size, bilinear",
+    "pad": "scaled into the size, keeping its proportions, bilinear; centred on the median colour of its border",
+}
+DEPTH = "pixels of more than 8 bits: black to white is 0 to 65535 of integers, 0 to 1 of floating-point numbers"
 
 
-def model_metadata(header: WeightsHeader, weights: Path, opset: int) -> dict[str, str]:
+def describe_preparation(info: SplitsInfo) -> str:
+    fit = f"; {FIT[info.fit]}" if info.preparation == "resize" else ""
+    return f"{PREPARATION[info.preparation]}{fit}; {DEPTH}"
+
+
+def model_metadata(header: WeightsHeader, info: SplitsInfo, weights: Path, opset: int) -> dict[str, str]:
     """The metadata_props, from which a consumer learns everything that the graph does not say."""
     shape = [BATCH_AXIS, header.channels, header.size, header.size]
     image = {"name": INPUT, "dtype": "uint8", "layout": "NCHW", "shape": shape, "range": [0, 255]}
@@ -31,13 +43,14 @@ def model_metadata(header: WeightsHeader, weights: Path, opset: int) -> dict[str
         "architecture": header.architecture,
         "classes": json.dumps(header.classes, ensure_ascii=False),
         "dataset": header.dataset,
+        "fit": info.fit,
         "input": json.dumps(image),
         "ir_version": str(IR_VERSION[opset]),
         "onnxruntime": f">={MIN_ONNXRUNTIME[opset]}",
         "opset": str(opset),
         "origin": header.origin,
         "preparation": header.preparation,
-        "preparation_description": PREPARATION[header.preparation],
+        "preparation_description": describe_preparation(info),
         "weights_sha256": file_sha256(weights),
     }
 
@@ -54,7 +67,9 @@ def read_model(path: Path) -> onnx.ModelProto:
     return proto
 
 
-def find_declaration_errors(proto: onnx.ModelProto, header: WeightsHeader, weights: Path) -> list[str]:
+def find_declaration_errors(
+    proto: onnx.ModelProto, header: WeightsHeader, info: SplitsInfo, weights: Path
+) -> list[str]:
     """Differences from the declarations that export_onnx writes for these weights; empty if there are none."""
     try:
         onnx.checker.check_model(proto, full_check=True)
@@ -65,7 +80,7 @@ def find_declaration_errors(proto: onnx.ModelProto, header: WeightsHeader, weigh
     if set(opsets) != {""} or IR_VERSION.get(opsets[""]) != proto.ir_version:
         return [*errors, f"operator sets {opsets} with IR version {proto.ir_version}: not one that export_onnx writes"]
     properties = {entry.key: entry.value for entry in proto.metadata_props}
-    for key, value in model_metadata(header, weights, opsets[""]).items():
+    for key, value in model_metadata(header, info, weights, opsets[""]).items():
         if properties.get(key) != value:
             errors.append(f"its metadata {key} is {properties.get(key)!r} where {value!r} should be")
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in proto.graph.initializer):

@@ -19,6 +19,7 @@ class LabelledImages:
     # are allowed for 3 channels. Blocks may be of different heights and widths: preprocess scales them.
     images: Callable[[int], Iterator[ImageArray]]
     locate: Callable[[int], str]  # the file and position of the image with this index, for error messages
+    names: list[str] | None = None  # of the image files, for reports; None if images have no files of their own
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Dataset(Protocol):
     def preparation(self) -> str:
         """How consumers prepare an image of their own for a network that was trained on this data set.
 
-        `mnist`: grey, cropped and centred as MNIST's digits are. `resize`: scaled to the network's size.
+        `mnist`: grey, cropped and centred as MNIST's digits are. `resize`: scaled to the network's size, as
+        `preprocess.fit` says.
         """
 
     def fetch(self, folder: Path, existing: Path, own_images: Path) -> FetchedFiles:
@@ -52,5 +54,5 @@ class Dataset(Protocol):
     def read(self, folder: Path, source: dict[str, Any]) -> RawData:
         """Read the raw files as uint8 images. `source` is the content of source.json, which `fetch_dataset` writes."""
 
-    def check(self, existing: Path) -> None:
-        """Raise UnavailableError if `fetch` would not find its files now."""
+    def check(self, existing: Path, own_images: Path) -> None:
+        """Raise UnavailableError, or another StageError, if `fetch` would not find its files now."""

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from lockstep.fitting import fit_to_size
 from stages.core.errors import StageError
 from stages.core.files import atomic_write
 from stages.sources.dataset import REFETCH, FetchedFiles, ImageArray, LabelledImages, RawData
-from stages.sources.decoding import resize_image
 
 MAX_LEVEL = 16  # of a pixel as published
 SIDE, BOX_SIDE = 28, 20  # pixels of an MNIST image, and of the box that its digit fills
@@ -32,7 +33,7 @@ class EmbeddedDigits:
         classes = [str(label) for label in digits.target_names]
         return FetchedFiles("https://archive.ics.uci.edu/dataset/80", classes, [IMAGES_FILE, LABELS_FILE])
 
-    def check(self, existing: Path) -> None:
+    def check(self, existing: Path, own_images: Path) -> None:
         """The digits are always available."""
 
     def read(self, folder: Path, source: dict[str, Any]) -> RawData:
@@ -52,7 +53,7 @@ class EmbeddedDigits:
 
 def center_digit(digit: ImageArray) -> ImageArray:
     """Scale the digit to a box of 20x20 and place the box so that its centre of mass is the middle of 28x28."""
-    box = resize_image(digit, BOX_SIDE)
+    box = np.asarray(fit_to_size(Image.fromarray(digit), BOX_SIDE, BOX_SIDE, "stretch"))
     center = [np.average(np.arange(BOX_SIDE) + 0.5, weights=box.sum(axis=axis)) for axis in (1, 0)]
     top, left = (int(np.clip(round(SIDE / 2 - middle), 0, SIDE - BOX_SIDE)) for middle in center)
     return np.pad(box, ((top, SIDE - BOX_SIDE - top), (left, SIDE - BOX_SIDE - left)))

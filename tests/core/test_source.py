@@ -66,3 +66,17 @@ def test_what_the_stage_does_not_depend_on_may_change(copy_of_stages: Path, stag
         replace(copy_of_stages / "stages" / "evaluate.py", "[:12]", "[:13]")
 
     assert train_during(copy_of_stages, stage_outputs / "splits", change)[0] == 0
+
+
+def test_the_consumers_preparation_is_source_too(tmp_path: Path) -> None:
+    """The stages read images with modules of lockstep/, which are deps of theirs."""
+    for package in ("stages", "lockstep"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    program = (
+        "import pathlib; from stages.core.source import changed_source, snapshot_source; snapshot_source();"
+        "import stages.preprocess; [path.write_text('#') for path in pathlib.Path('lockstep').glob('*.py')];"
+        "print(*changed_source())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    modules = ("__init__", "decoding", "errors", "fitting")
+    assert done.stdout.split() == [f"lockstep/{name}.py" for name in modules]

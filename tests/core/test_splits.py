@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stages.core.errors import StageError
-from stages.core.splits import npy_writer, read_images, read_labels, read_splits_info, stratified_mask
+from stages.core.splits import npy_writer, read_images, read_labels, read_names, read_splits_info, stratified_mask
 
 LABELS = np.repeat(np.arange(4), (100, 50, 10, 240))
 
@@ -78,3 +78,16 @@ def test_a_missing_or_foreign_description_is_named(text: str | None, message: st
         (tmp_path / "about.json").write_text(text)
     with pytest.raises(StageError, match=rf"about\.json: {message}.*; run `dvc repro preprocess`"):
         read_splits_info(tmp_path)
+
+
+def test_names_are_read_if_the_data_set_has_any(tmp_path: Path) -> None:
+    np.save(tmp_path / "test-labels.npy", np.zeros(2, np.uint8))
+    assert read_names(tmp_path, "test") is None
+    (tmp_path / "test-names.txt").write_text("cat/1.png\nüber uns/2\u00a03.png\n", encoding="utf-8")
+    assert read_names(tmp_path, "test") == ["cat/1.png", "über uns/2\u00a03.png"]
+    np.save(tmp_path / "test-labels.npy", np.zeros(3, np.uint8))
+    with pytest.raises(StageError, match=r"test-names\.txt: has 2 names of 3 images; run `dvc repro preprocess`"):
+        read_names(tmp_path, "test")
+    (tmp_path / "train-names.txt").write_text("")
+    np.save(tmp_path / "train-labels.npy", np.zeros(0, np.uint8))
+    assert read_names(tmp_path, "train") == []

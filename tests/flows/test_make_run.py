@@ -1,9 +1,12 @@
 """`make run` works without a network, and says which data set it uses."""
 
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from repositories import CompletedCommand, run_command
 
 from flows.dvc.params_file import get_param, set_param
@@ -55,6 +58,31 @@ def test_an_unknown_data_set_is_one_line_and_changes_nothing(project: Path, name
     assert result.stderr.startswith("download: params.yaml: download.dataset: input should be one of mnist, ")
     assert len(result.stderr.splitlines()) == 1
     assert (project / "params.yaml").read_bytes() == former
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda own: (own / "emu").mkdir(), "data/own/emu: an empty class; add images or remove the folder"),
+        (lambda own: os.mkfifo(own / "cat/9.png"), "data/own/cat/9.png: is neither a file nor a folder; "),
+        (lambda own: (own / os.fsdecode(b"cat/\xff.png")).touch(), "data/own/cat/\\xff.png: its name is not UTF-8"),
+    ],
+    ids=["empty class", "fifo", "not UTF-8"],
+)
+def test_what_dvc_does_not_see_in_own_images_is_one_line(
+    make: Callable[[Path], object], message: str, project: Path
+) -> None:
+    """Of some of these DVC sees no change, with others it ends in an error that names no file, and FIFOs it awaits."""
+    own = project / "data" / "own"
+    for name in ("cat", "dog"):
+        (own / name).mkdir()
+        Image.new("L", (8, 8)).save(own / name / "1.png")
+    make(own)
+    result = make_run(project, "--dataset", "own")
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"download: {message}")
+    assert len(result.stderr.splitlines()) == 1
+    assert get_param(project / "params.yaml", "download.dataset") == "digits"
 
 
 def test_an_empty_dvc_lock_is_repaired_and_reported_in_one_line(project: Path) -> None:

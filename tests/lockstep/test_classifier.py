@@ -125,11 +125,12 @@ def test_an_invalid_model_is_an_error_of_one_line(stage_outputs: Path, tmp_path:
     proto = onnx.load(stage_outputs / "model.onnx")
     properties = {entry.key: entry.value for entry in proto.metadata_props}
     cases = {"missing": "there is no such file", "no": "does not load it", "bare": "its metadata lack 'classes'"}
-    cases |= {"other": "are not those", "odd": "preparation 'odd'"}
+    cases |= {"other": "are not those", "odd": "preparation 'odd'", "unfit": "fit 'odd'"}
     for name, changes in {
         "bare": {"classes": None},
         "other": {"classes": '["a"]'},
         "odd": {"preparation": "odd"},
+        "unfit": {"fit": "odd"},
     }.items():
         del proto.metadata_props[:]
         for key, value in {**properties, **changes}.items():

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import http.client
+import io
 import json
 import socket
 import subprocess
@@ -85,6 +86,12 @@ def read_metrics(service: Service) -> dict[str, float]:
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
 
 
+def tiff_bytes(pixels: np.ndarray) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "TIFF")
+    return data.getvalue()
+
+
 ZEROS = np.zeros((28, 28), int).tolist()
 
 
@@ -95,6 +102,8 @@ ZEROS = np.zeros((28, 28), int).tolist()
         (b"", "image/png", 422, "is empty"),
         (png_bytes(np.full((30, 30), 9, np.uint8)), "image/png", 422, "nothing stands out"),
         (png_bytes(Image.new("1", (10_000, 10_000))), "image/png", 422, "more than 50,000,000"),
+        (tiff_bytes(np.full((30, 30), np.nan, np.float32)), "image/tiff", 422, "not all within 0..1, black to white"),
+        (tiff_bytes(np.full((30, 30), 70_000, np.int32)), "image/tiff", 422, "not all within 0..65535, black to white"),
         (b"x", "text/plain", 415, "content type text/plain"),
         (b"a=1", "application/x-www-form-urlencoded", 415, "content type"),
         (b"{", "application/json", 400, "not JSON"),

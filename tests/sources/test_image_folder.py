@@ -1,15 +1,19 @@
 """Your own images: their folders, their classes, and errors in them."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import WriteParams
 from PIL import Image
 
+from lockstep.decoding import SUFFIXES
 from stages.core.errors import StageError
+from stages.core.splits import SPLIT_NAMES, read_images, read_labels, read_names
 from stages.download import download
 from stages.preprocess import preprocess
 from stages.sources.catalog import read_raw
@@ -114,11 +118,12 @@ def test_hidden_folders_within_a_class_are_ignored(fetch: Fetch, own_images: Pat
         (["cat/1.png", "dog/.hidden"], "{own}/dog: an empty class; add images or remove the folder"),
         (
             ["cat/1.png", "dog/1.png", "dog/notes.txt"],
-            "{own}/dog/notes.txt: not an image by its name (.png, .jpg, .jpeg are); convert or remove it",
+            "{own}/dog/notes.txt: not an image by its name (.png, .jpg, .jpeg, .gif, .bmp, .webp, .tif, .tiff, .ppm, "
+            ".pgm, .pbm are); convert or remove it",
         ),
         (
             ["cat/1.png", "dog/old/1.png"],
-            "{own}/dog/old/1.png: is in a subfolder of its class; move it into {own}/dog",
+            "{own}/dog/old: is a folder inside a class; move its images into {own}/dog and remove it",
         ),
         (
             ["train/cat/1.png", "train/dog/1.png"],
@@ -159,6 +164,115 @@ def test_an_error_is_one_line_that_names_the_file_or_folder(
         fetch()
     assert str(caught.value) == message.format(own=own_images)
     assert not (tmp_path / "raw").exists()
+
+
+def make_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "message"),
+    [
+        (lambda path: path.symlink_to("gone.png"), "cat/2.png", "is a link to nothing; replace it by the image, or "),
+        (lambda path: path.symlink_to("2.png"), "cat/2.png", "is a link to nothing; replace it by the image, or "),
+        (lambda path: path.symlink_to("gone"), "emu", "is a link to nothing; replace it by the image, or remove it"),
+        (make_fifo, "cat/2.png", "is neither a file nor a folder; replace it by the image, or remove it"),
+        (make_fifo, "pipe", "is neither a file nor a folder; replace it by the image, or remove it"),
+        (lambda path: path.symlink_to("../dog"), "cat/more", "is a folder inside a class; move its images into {own}/"),
+        (lambda path: path.symlink_to(".."), "cat/up", "is a folder inside a class; move its images into {own}/cat "),
+        (Path.mkdir, "cat/z.png", "is a folder inside a class; move its images into {own}/cat and remove it"),
+        (Path.mkdir, "z.png", "an empty class; add images or remove the folder"),
+        (lambda path: path.symlink_to("."), "all", "is a folder inside a class; move its images into {own}/all "),
+    ],
+    ids=["dangling", "looping", "dangling class", "fifo", "fifo class", "linked folder", "upwards", "empty folder",
+         "empty class", "linked to itself"],
+)  # fmt: skip
+def test_what_is_no_image_is_not_passed_over(
+    make: Callable[[Path], object], name: str, message: str, fetch: Fetch, own_images: Path
+) -> None:
+    write_images(own_images, "cat/1.png", "dog/1.png")
+    make(own_images / name)
+    with pytest.raises(StageError) as caught:
+        fetch()
+    path = own_images / ("all/all" if name == "all" else name)
+    assert str(caught.value).startswith(f"{path}: {message.format(own=own_images)}")
+
+
+def test_links_to_images_and_a_linked_class_are_read(fetch: Fetch, own_images: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "elsewhere", "cat/1.png", "dog/1.png")
+    own_images.mkdir()
+    (own_images / "cat").symlink_to(tmp_path / "elsewhere" / "cat")
+    (own_images / "dog").mkdir()
+    (own_images / "dog/2.png").symlink_to(tmp_path / "elsewhere/dog/1.png")
+    raw = fetch()
+    assert not any(path.is_symlink() for path in raw.rglob("*"))
+    assert (raw / "dog/2.png").read_bytes() == (tmp_path / "elsewhere/dog/1.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "escaped"),
+    [
+        (b"cat/\xff.png", r"cat/\xff.png"),
+        (b"\xe9t\xe9/1.png", r"\xe9t\xe9"),
+        (b"two\nlines/1.png", r"two\nlines"),
+        (b"cat/a\rb.png", r"cat/a\rb.png"),
+        ("cat/a\u2028b.png".encode(), r"cat/a\u2028b.png"),
+    ],
+)
+def test_a_name_that_no_report_can_hold_is_one_line(name: bytes, escaped: str, fetch: Fetch, own_images: Path) -> None:
+    write_images(own_images, "cat/1.png", "dog/1.png", os.fsdecode(name))
+    with pytest.raises(StageError) as caught:
+        fetch()
+    reason = "its name is not UTF-8, or has a line break or another control character; rename it"
+    assert str(caught.value) == f"{own_images}/{escaped}: {reason}"
+    str(caught.value).encode()
+
+
+def test_any_other_name_is_kept(fetch: Fetch, own_images: Path, params: WriteParams, tmp_path: Path) -> None:
+    names = ["été 水/Bild\u202f1,\u00a02.png", 'a "b"\'c/#;=.png']
+    write_images(own_images, *names)
+    assert read_source(fetch())["classes"] == ['a "b"\'c', "été 水"]
+    assert sorted(read_source(tmp_path / "raw")["files"]) == sorted(names)  # type: ignore[call-overload]
+
+
+def test_it_says_what_was_passed_over(fetch: Fetch, own_images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_images(own_images, "cat/1.png", "dog/1.png")
+    fetch()
+    assert capsys.readouterr().out.splitlines()[0] == "2 images in 2 classes"
+    write_images(own_images, "cat/.DS_Store", "cat/.thumbs/1.png", ".git/config", "README.md", "cat.dvc")
+    fetch()
+    assert capsys.readouterr().out.splitlines()[0] == (
+        "2 images in 2 classes; passed over: 3 hidden (such as .git), 2 beside the class folders (such as README.md)"
+    )
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_all_formats_that_consumers_read_are_read(
+    suffix: str, fetch: Fetch, own_images: Path, params: WriteParams, tmp_path: Path
+) -> None:
+    for name in ("cat", "dog"):
+        (own_images / name).mkdir(parents=True)
+        for number in range(5):
+            image = Image.linear_gradient("L").rotate(45 * number).resize((8, 8))
+            image.convert("1" if suffix == ".pbm" else "L").save(own_images / name / f"{number}{suffix.upper()}")
+    assert sum(map(sum, count_images(params, fetch(), tmp_path).values())) == 10
+
+
+def test_the_splits_name_the_files_of_their_images(
+    fetch: Fetch, own_images: Path, params: WriteParams, tmp_path: Path
+) -> None:
+    names = [f"{name}/{number}.png" for name in ("cat", "dog") for number in range(15)]
+    write_images(own_images, *names)
+    counts = count_images(params, fetch(), tmp_path)
+    found = {split: read_names(tmp_path / "splits", split) for split in SPLIT_NAMES}
+    assert sorted(name for part in found.values() for name in part or []) == sorted(names)
+    for split, part in found.items():
+        assert part is not None
+        labels, images = read_labels(tmp_path / "splits", split), read_images(tmp_path / "splits", split)
+        assert len(part) == sum(counts[split])
+        for name, label, image in zip(part, labels, images, strict=True):
+            assert name.split("/")[0] == ("cat", "dog")[label]
+            np.testing.assert_array_equal(image[0], np.asarray(Image.open(own_images / name)))
 
 
 def test_an_image_that_was_removed_is_removed_from_the_raw_files(fetch: Fetch, own_images: Path) -> None:
