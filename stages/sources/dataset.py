@@ -52,5 +52,5 @@ class Dataset(Protocol):
     def read(self, folder: Path, source: dict[str, Any]) -> RawData:
         """Read the raw files as uint8 images. `source` is the content of source.json, which `fetch_dataset` writes."""
 
-    def check(self, existing: Path) -> None:
-        """Raise UnavailableError if `fetch` would not find its files now."""
+    def check(self, existing: Path, own_images: Path) -> None:
+        """Raise UnavailableError if `fetch` would not find its files now. The data set `own` prints what it has."""

@@ -32,7 +32,7 @@ class EmbeddedDigits:
         classes = [str(label) for label in digits.target_names]
         return FetchedFiles("https://archive.ics.uci.edu/dataset/80", classes, [IMAGES_FILE, LABELS_FILE])
 
-    def check(self, existing: Path) -> None:
+    def check(self, existing: Path, own_images: Path) -> None:
         """The digits are always available."""
 
     def read(self, folder: Path, source: dict[str, Any]) -> RawData:

@@ -8,29 +8,29 @@ from typing import Any
 
 import numpy as np
 
+from stages.core.command import echo
 from stages.core.errors import StageError
 from stages.sources.dataset import FetchedFiles, LabelledImages, RawData
 from stages.sources.decoding import SUFFIXES, decode_image
+from stages.sources.survey import describe, survey_images
 
 
 class ImageFolder:
     preparation = "resize"
 
     def fetch(self, folder: Path, existing: Path, own_images: Path) -> FetchedFiles:
-        images = [image for split in split_folders(own_images) for image in list_images(split)]
-        classes = sorted({image.parent.name for image in images}, key=class_order)
-        if len(classes) < 2:
-            raise StageError(
-                f"{own_images}: holds one class, {classes[0]!r}; a classifier needs at least two folders of images"
-            )
+        images, classes = find_images(own_images)
         names = sorted(image.relative_to(own_images).as_posix() for image in images)
         for name in names:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(own_images / name, folder / name)
         return FetchedFiles("the person's own images", classes, names)
 
-    def check(self, existing: Path) -> None:
-        """The images are local; `fetch` validates them."""
+    def check(self, existing: Path, own_images: Path) -> None:
+        """The images are local: say what they are, and which params are for such images."""
+        images, classes = find_images(own_images)
+        split_names = [folder.name for folder in split_folders(own_images) if folder != own_images]
+        echo(describe(survey_images(images, classes, split_names), own_images))
 
     def read(self, folder: Path, source: dict[str, Any]) -> RawData:
         names, classes = sorted(source["files"], key=scramble), source["classes"]
@@ -38,6 +38,17 @@ class ImageFolder:
             return RawData(label_by_folder(folder, names, classes), None)
         train, test = ([name for name in names if name.startswith(f"{split}/")] for split in ("train", "test"))
         return RawData(label_by_folder(folder, train, classes), label_by_folder(folder, test, classes))
+
+
+def find_images(own_images: Path) -> tuple[list[Path], list[str]]:
+    """All image files, and the classes in order."""
+    images = [image for split in split_folders(own_images) for image in list_images(split)]
+    classes = sorted({image.parent.name for image in images}, key=class_order)
+    if len(classes) < 2:
+        raise StageError(
+            f"{own_images}: holds one class, {classes[0]!r}; a classifier needs at least two folders of images"
+        )
+    return images, classes
 
 
 def split_folders(root: Path) -> list[Path]:

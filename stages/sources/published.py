@@ -38,7 +38,7 @@ class IdxDataset:
         download_files(self.files(), self.mirrors, folder)
         return FetchedFiles(self.origin, list(self.classes), list(self.FILES))
 
-    def check(self, existing: Path) -> None:
+    def check(self, existing: Path, own_images: Path) -> None:
         if missing := [file for file in self.files() if not file.is_intact(existing)]:
             check_available(missing[-1], self.mirrors)  # the last file is small
 
