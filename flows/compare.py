@@ -53,7 +53,8 @@ def compare_cli(
     comparison = compare_revisions(ROOT, a, b)
     try:
         drawn = draw_changes(picture, ROOT, comparison)
-        hint = f"Pictures: {picture}, {drawn}" if drawn else ""
+        path = picture.relative_to(ROOT) if picture.is_relative_to(ROOT) else picture
+        hint = f"Pictures: {path}, {drawn}" if drawn else ""
     except FlowError as error:
         drawn, hint = "", f"No pictures: {error}"
     if json_:
