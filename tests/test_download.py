@@ -407,7 +407,7 @@ def test_check_fails_where_no_mirror_delivers(fetch: Fetch, site: Site, publish:
 
 
 @pytest.mark.parametrize("dataset", ["digits", "own"])
-def test_check_always_passes_without_mirrors_to_ask(dataset: str, fetch: Fetch, tmp_path: Path) -> None:
+def test_check_passes_without_mirrors_to_ask(dataset: str, fetch: Fetch, own: Path) -> None:
     assert not fetch(dataset, check=True).exists()
 
 
