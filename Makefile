@@ -4,7 +4,7 @@ PYTHON ?= python3
 SHELL := /bin/sh
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all test-ci test-portable test-team lint check-lock publish sbom sign serve serve-flows bench bench-arithmetic bench-pipeline bench-onnx bench-flow experiments lock clean
+.PHONY: help setup run compare test test-all test-ci test-portable test-team lint check-lock publish sbom sign serve serve-flows bench bench-arithmetic bench-pipeline bench-onnx bench-flow experiments lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.* ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.* ## /  \1\t/' | expand -t 20
@@ -21,8 +21,11 @@ setup:  ## make .venv with the exact versions of requirements.lock, unless it is
 	  .venv/bin/python -m pip check && \
 	  cp requirements.lock .venv/installed.lock; }
 
-run: setup  ## run the whole pipeline and show the result; DATASET=digits and so on chooses the data set first (params.yaml names them)
-	@python -m flows.make_run $(if $(DATASET),--dataset "$(DATASET)")
+run: setup  ## run the whole pipeline and show the result; DATASET=digits chooses the data set first (params.yaml names them), EXPERIMENT=quick a set of experiments.yaml
+	@python -m flows.make_run $(if $(DATASET),--dataset "$(DATASET)") $(if $(EXPERIMENT),--experiment "$(EXPERIMENT)")
+
+compare: setup  ## which of two models is better, by a paired test: A=HEAD B=workspace, or other revisions or experiments
+	@python -m flows.compare $(A) $(B) $(FLAGS)
 
 test: setup  ## run the fast tests
 	python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not emulated" --cov --cov-report=term-missing:skip-covered

@@ -21,16 +21,18 @@ from pydantic import Field
 from ruamel.yaml import YAML
 
 from flows.automation import check_attempts
+from flows.comparison import compare_revisions
 from flows.dvc.command import run_dvc
 from flows.dvc.dag import read_dag
 from flows.dvc.lock_file import repair_lockfile
 from flows.dvc.messages import error_message
 from flows.dvc.params_file import edit_params_text, load_yaml, parse_overrides
-from flows.environment import run_command
 from flows.errors import FlowError
 from flows.parameters import validate_params
+from flows.predictions import has_predictions
 from flows.process import CommandResult
 from flows.remote import run_to_end
+from flows.report import markdown_table
 from flows.terminal import run_cli, run_flow
 from flows.workspace import git
 
@@ -184,7 +186,20 @@ async def read_results(experiments: Experiments, on_wait: Callable[[str], None])
         if row.pop("rev", "") != "workspace":
             rows[row["Experiment"] or "HEAD"] = {**row, "Experiment": row["Experiment"] or "HEAD"}
     ordered = [rows[name] for name in ("HEAD", *experiments) if name in rows]
-    return [{column.rpartition("/")[2]: value for column, value in row.items()} for row in ordered]
+    table = [{column.rpartition("/")[2]: value for column, value in row.items()} for row in ordered]
+    if has_predictions(read_dag(ROOT)) and (first := next((name for name in experiments if name in rows), "")):
+        for row in table:
+            row[f"beside {first}"] = "" if row["Experiment"] == first else compare_points(first, row["Experiment"])
+    return table
+
+
+def compare_points(first: str, name: str) -> str:
+    """What McNemar's exact test says of an experiment, or of HEAD, beside the first experiment of the sweep."""
+    try:
+        comparison = compare_revisions(ROOT, first, name)
+    except FlowError as error:
+        return str(error)
+    return f"{comparison.verdict} (p = {comparison.test.p_value:.3g})"
 
 
 def columns_to_drop(experiments: Experiments, *more: str) -> str:
@@ -222,9 +237,10 @@ def sweep_cli(
     """
     values = {name: value if isinstance(value, list) else [value] for name, value in parse_overrides(grid).items()}
     selected = [*read_experiments(ROOT)] if all_ else [*names]
-    drop = columns_to_drop(select_experiments(selected, values))
+    experiments = select_experiments(selected, values)
     status = run_flow(sweep, names=selected, grid=values, limit=limit)
-    run_command(["dvc", "exp", "show", "--no-pager", "--md", "--only-changed", "--drop", drop], ROOT)
+    if table := asyncio.run(read_results(experiments, print)):
+        print(markdown_table([*table[0]], [[*row.values()] for row in table]))
     sys.exit(status)
 
 

@@ -1,11 +1,9 @@
 """The flow `lockstep-promote`: registers the model of a commit as a new version if it is proven and not worse."""
 
-import csv
 import json
-import math
 import re
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,14 +11,14 @@ from cyclopts import Parameter
 from prefect import State, flow, get_run_logger
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.states import Completed, Failed
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flows.audit import compare_rerun
 from flows.automation import check_attempts
+from flows.comparison import Comparison, find_obstacle, read_level
 from flows.dvc.dag import Dag, read_dag
-from flows.dvc.params_file import read_params
 from flows.errors import FlowError
 from flows.pipeline import ROOT, rename_flow_run
+from flows.predictions import Predictions, read_predictions
 from flows.process import stream_command
 from flows.report import markdown_table, read_json, shorten
 from flows.terminal import run_cli, run_flow
@@ -30,14 +28,6 @@ ARTIFACT = "classifier"  # in dvc.yaml
 ARTIFACT_KEY = "lockstep-promotion"
 SIGNATURE = "model.sig"  # if someone has signed the model and committed the signature
 Check = tuple[str, bool, str]  # what was checked, whether it passed, and why
-
-
-class Promote(BaseModel):
-    """The section `promote` of params.yaml."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    level: float = Field(gt=0, lt=1)
 
 
 @flow(name="lockstep-promote", persist_result=False)
@@ -86,7 +76,7 @@ async def find_candidate(revision: str) -> str:
 
 async def run_checks(candidate: str, stage: str, audit: bool) -> AsyncIterator[Check]:
     """The checks in order; ends at the first that fails."""
-    level, dag = read_level(), read_dag(ROOT)
+    level, dag = read_level(ROOT), read_dag(ROOT)
     registered = await staged_commit(stage)
     if registered == candidate:
         yield "comparison", False, f"this commit is {stage} already"
@@ -110,18 +100,8 @@ async def run_checks(candidate: str, stage: str, audit: bool) -> AsyncIterator[C
         if before["dataset"] != certificate["dataset"]:
             yield "comparison", False, f"the {ARTIFACT} that is {stage} was tested on other images"
             return
-        old, new = [await read_predictions(dag, commit) for commit in (registered, candidate)]
+        old, new = (read_predictions(ROOT, commit) for commit in (registered, candidate))
         yield compare_predictions(old, new, level)
-
-
-def read_level() -> float:
-    try:
-        return Promote.model_validate(read_params(ROOT / "params.yaml").get("promote")).level
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise FlowError(
-            f"params.yaml: {'.'.join(['promote', *map(str, first['loc'])])}: {first['msg'].lower()}"
-        ) from error
 
 
 async def fetch_certificate(dag: Dag, commit: str, folder: Path) -> dict[str, Any]:
@@ -146,24 +126,15 @@ async def verify(dag: Dag, folder: Path) -> Check:
     return "certificate", True, f"accuracy {quality['accuracy']}, at least {quality['min_accuracy']}"
 
 
-async def read_predictions(dag: Dag, commit: str) -> list[tuple[str, str]]:
-    """The label and the prediction of each test image."""
-    (path,) = [out for out in dag.stages["evaluate"].outs if Path(out).stem == "predictions"]
-    rows = csv.reader(await git(ROOT, "show", f"{commit}:./{path}"))
-    return [(actual, predicted) for actual, predicted in rows][1:]
-
-
-def compare_predictions(old: Sequence[tuple[str, str]], new: Sequence[tuple[str, str]], level: float) -> Check:
-    """McNemar's exact test (McNemar, 1947), one-sided: is the new model worse on the same images?"""
-    if [label for label, _ in old] != [label for label, _ in new]:
-        return "comparison", False, "the two models were tested on other images"
-    pairs = [(before == label, after == label) for (label, before), (_, after) in zip(old, new, strict=True)]
-    lost, won = pairs.count((True, False)), pairs.count((False, True))
-    # The probability that at least so many of the images on which they differ are lost, if both are equally good.
-    p = sum(math.comb(lost + won, count) for count in range(lost, lost + won + 1)) / 2 ** (lost + won)
-    details = f"{won} test images won and {lost} lost; at least so many are lost by chance with p = {p:.3g}"
-    details += f" (not below promote.level {level:g})" if p >= level else f", below promote.level {level:g}"
-    return "comparison", p >= level, details
+def compare_predictions(old: Predictions, new: Predictions, level: float) -> Check:
+    """McNemar's exact test in one direction: is the new model worse on the same images?"""
+    if obstacle := find_obstacle(old, new):
+        return "comparison", False, f"the two models were {obstacle}"
+    test = Comparison(old, new, level).test
+    passed = test.p_worse >= level
+    details = f"{test.won} test images won and {test.lost} lost; at least so many are lost by chance with p = "
+    details += f"{test.p_worse:.3g}" + (" (not below" if passed else ", below") + f" promote.level {level:g}"
+    return "comparison", passed, details + (")" if passed else "")
 
 
 async def staged_commits(stage: str) -> list[str]:

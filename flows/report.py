@@ -11,6 +11,7 @@ from typing import Any
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.client.schemas import State
 
+from flows.comparison import compare_with_head
 from flows.dvc.command import run_dvc
 from flows.dvc.dag import Dag, read_dag
 from flows.dvc.messages import last_error_line
@@ -19,6 +20,7 @@ from flows.plan import Plan
 
 ARTIFACT_KEY = "lockstep-report"
 MAX_TITLE = 150  # characters
+UNCHANGED = ("UpToDate", "Skipped")
 STATE_WORDS = {"TimedOut": "timed out", "UpToDate": "up to date"}
 MAX_EMBEDDED = 200_000  # bytes of a picture inside the report
 
@@ -79,6 +81,9 @@ async def make_report(root: Path, results: list[StageResult], log_dir: Path) -> 
     """Markdown: the result, the stages, the metrics compared with the last commit's, and the new pictures."""
     stages = read_dag(root).stages
     ran = [result.stage for result in results if result.state in ("Ran", "Restored")]
+    # Also if evaluate failed: below its gate it has written its predictions.
+    is_new = any(result.stage == "evaluate" and result.state not in UNCHANGED for result in results)
+    comparison = compare_with_head(root) if is_new else ""
     pictures = [root / out for name in ran for out in stages[name].outs if out.endswith(".png")]
     lines = (await run_dvc(["metrics", "diff", "--all", "--md"], root)).lines if ran else ()
     metrics = "\n".join(line for line in lines if line.startswith("|"))
@@ -88,7 +93,8 @@ async def make_report(root: Path, results: list[StageResult], log_dir: Path) -> 
         "## Stages",
         markdown_table(["stage", "state", "took", "why"], rows),
         f"The whole output of each is in `{log_dir.parent.name}/{log_dir.name}`." if ran else "",
-        "## Metrics, compared with those of the last commit" if metrics else "",
+        "## Compared with the last commit" if metrics or comparison else "",
+        f"The model is {comparison} (McNemar's exact test)." if comparison else "",
         metrics,
         "## Pictures" if pictures else "",
         *(embed_picture(root, path) for path in pictures if path.exists()),
@@ -112,7 +118,10 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
 
 def format_result(root: Path) -> str:
     """The result as lines for a terminal."""
-    return "\n".join(f"  {name:<10} {text}" for name, text in read_result(root).items())
+    result = read_result(root)
+    if result and (comparison := compare_with_head(root)):
+        result["model"] = comparison
+    return "\n".join(f"  {name:<10} {text}" for name, text in result.items())
 
 
 def result_stages(dag: Dag) -> list[str]:

@@ -18,7 +18,8 @@ def download(*, params: Path, own: Path, raw: Path, check: bool = False) -> None
         params: The params file; its section `download` is read.
         own: Folder of your own images, for the data set `own`.
         raw: Output folder of the raw files.
-        check: Only check that the data set is available now. The exit status is 69 if no mirror delivers it.
+        check: Only check that the data set is available now. The exit status is 69 if no mirror delivers it. Of your
+            own images it prints how many there are, their sizes and colour, and which params are for such images.
     """
     section = read_section(params, "download", Download)
     if check:

@@ -19,7 +19,7 @@ class Section(pydantic.BaseModel):
 
 
 SectionT = TypeVar("SectionT", bound=Section)
-SHARED_SECTIONS = ("machine", "promote")  # `promote` is read by flows/promote.py
+SHARED_SECTIONS = ("machine", "promote")  # `promote` is read by flows/comparison.py
 sections_read: dict[tuple[Path, str], Any] = {}  # by file and section: its content when it was read
 
 

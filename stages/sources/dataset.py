@@ -55,4 +55,7 @@ class Dataset(Protocol):
         """Read the raw files as uint8 images. `source` is the content of source.json, which `fetch_dataset` writes."""
 
     def check(self, existing: Path, own_images: Path) -> None:
-        """Raise UnavailableError, or another StageError, if `fetch` would not find its files now."""
+        """Raise UnavailableError, or another StageError, if `fetch` would not find its files now.
+
+        The data set `own` prints what it has.
+        """

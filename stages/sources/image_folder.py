@@ -15,6 +15,7 @@ from lockstep.errors import ImageError
 from stages.core.command import echo
 from stages.core.errors import StageError
 from stages.sources.dataset import REFETCH, FetchedFiles, ImageArray, LabelledImages, RawData
+from stages.sources.survey import describe, survey_images
 
 UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: control characters, what is not UTF-8, line separators
 
@@ -27,12 +28,16 @@ class ImageFolder:
         for name in images:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(own_images / name, folder / name)
-        classes = sorted({class_of(name) for name in images}, key=class_order)
+        classes = list_classes(images)
         echo(f"{len(images)} images in {len(classes)} classes{describe_ignored(own_images)}")
         return FetchedFiles("the person's own images", classes, images)
 
     def check(self, existing: Path, own_images: Path) -> None:
-        find_images(own_images)
+        """The images are local: say what they are, and which params are for such images."""
+        images = find_images(own_images)
+        split_names = [folder.name for folder in split_folders(own_images) if folder != own_images]
+        survey = survey_images((own_images / name for name in images), list_classes(images), split_names)
+        echo(describe(survey, own_images))
 
     def read(self, folder: Path, source: dict[str, Any]) -> RawData:
         names, classes = sorted(source["files"], key=scramble), source["classes"]
@@ -46,11 +51,15 @@ def find_images(own_images: Path) -> list[str]:
     """The image files, relative to the folder. What can be no image of a class is an error."""
     paths = [path for split in split_folders(own_images) for path in list_images(split)]
     names = sorted(path.relative_to(own_images).as_posix() for path in paths)
-    if len(classes := {class_of(name) for name in names}) < 2:
+    if len(classes := list_classes(names)) < 2:
         raise StageError(
-            f"{own_images}: holds one class, {classes.pop()!r}; a classifier needs at least two folders of images"
+            f"{own_images}: holds one class, {classes[0]!r}; a classifier needs at least two folders of images"
         )
     return names
+
+
+def list_classes(names: list[str]) -> list[str]:
+    return sorted({class_of(name) for name in names}, key=class_order)
 
 
 def split_folders(root: Path) -> list[Path]:

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from repositories import CompletedCommand, run_command
 
-from flows.dvc.params_file import get_param, set_param
+from flows.dvc.params_file import get_param, read_params, set_param
+from flows.experiments import read_experiments
 
 
 def make_run(project: Path, *arguments: str) -> CompletedCommand:
@@ -95,3 +96,94 @@ def test_an_empty_dvc_lock_is_repaired_and_reported_in_one_line(project: Path) -
     )
     assert (project / "dvc.lock").read_bytes() == complete
     assert "up to date" in result.stdout.lower() or "UpToDate" in result.stdout
+
+
+def write_own_images(project: Path, count: int = 30) -> None:
+    """Dark and bright pictures in colour."""
+    for name, level in (("dark", 0), ("bright", 200)):
+        (project / "data/own" / name).mkdir()
+        for number in range(count):
+            Image.new("RGB", (48, 48), (level + number, level, level)).save(project / f"data/own/{name}/{number}.png")
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_own_images_are_looked_at_first_and_the_advice_is_repeated_last(project: Path) -> None:
+    write_own_images(project)
+    set_param(project / "params.yaml", "train.epochs", 1)
+    before = read_params(project / "params.yaml")
+    result = make_run(project, "--dataset", "own")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.startswith("data/own, by the headers of its files:\n  images     60 in 2 classes\n")
+    advice = "the set `photos` of experiments.yaml is for these: `make run DATASET=own EXPERIMENT=photos`"
+    assert advice in result.stdout[: result.stdout.index("download  ")]
+    assert advice in result.stdout[result.stdout.index("data set   own") :]
+    assert result.stdout.rstrip().endswith("The data set is own, as params.yaml says")
+    before["download"]["dataset"] = "own"
+    assert read_params(project / "params.yaml") == before, "nothing else is changed"
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_an_experiment_is_written_to_params_yaml_and_what_changed_is_named(project: Path) -> None:
+    sets = (project / "experiments.yaml").read_text()
+    mine = "mine:\n  preprocess.size: 20\n  preprocess.channels: 3\n  train.betas: [0.5, 0.9]\n"
+    (project / "experiments.yaml").write_text(f"{sets}\n{mine}  train.model: reference_e\n")
+    write_own_images(project)
+    set_param(project / "params.yaml", "train.epochs", 1)
+    comments = [line.split("#")[1] for line in (project / "params.yaml").read_text().splitlines() if "#" in line]
+    result = make_run(project, "--dataset", "own", "--experiment", "mine")
+    assert result.returncode == 0, result.stdout + result.stderr
+    changes = result.stdout[result.stdout.index("The set mine of experiments.yaml changed in params.yaml:") :]
+    assert changes.splitlines()[1:5] == [
+        "  preprocess.size      28 -> 20",
+        "  preprocess.channels  1 -> 3",
+        "  train.betas          [0.9, 0.999] -> [0.5, 0.9]",
+        "",
+    ]
+    params = project / "params.yaml"
+    assert [get_param(params, name) for name in ("preprocess.size", "preprocess.channels", "train.betas")] == [
+        20,
+        3,
+        [0.5, 0.9],
+    ]
+    assert comments == [line.split("#")[1] for line in params.read_text().splitlines() if "#" in line]
+    assert "Advice" not in result.stdout[result.stdout.index("data set   own") :], "it was taken"
+    result = make_run(project, "--experiment", "mine")
+    assert "params.yaml has the values of the set mine of experiments.yaml already" in result.stdout
+    assert "up to date" in result.stdout
+
+
+def test_an_unknown_experiment_is_one_line_with_those_that_exist(project: Path) -> None:
+    before = (project / "params.yaml").read_bytes()
+    result = make_run(project, "--experiment", "fotos")
+    assert (result.returncode, result.stdout) == (1, "")
+    known = ", ".join(read_experiments(project))
+    assert result.stderr == f"make_run: unknown experiment: fotos; experiments.yaml has {known}\n"
+    assert (project / "params.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("train.epochs: -1", "train.epochs: input should be greater than or equal to 0"),
+        ("train.epoch: 1", "has no param train.epoch"),
+    ],
+)
+def test_a_set_that_is_not_valid_changes_nothing(project: Path, content: str, message: str) -> None:
+    (project / "experiments.yaml").write_text(f"mine:\n  {content}\n")
+    before = (project / "params.yaml").read_bytes()
+    result = make_run(project, "--experiment", "mine")
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert (project / "params.yaml").read_bytes() == before
+
+
+def test_folders_that_cannot_be_used_are_one_line_and_change_nothing(project: Path) -> None:
+    (project / "data/own/cat").mkdir()
+    before = (project / "params.yaml").read_bytes()
+    result = make_run(project, "--dataset", "own", "--experiment", "quick")
+    assert result.returncode == 1
+    assert result.stderr.startswith("download: data/own/cat: an empty class; add images or remove the folder")
+    assert (project / "params.yaml").read_bytes() == before

@@ -12,6 +12,7 @@ from served import run_service, sha256_of
 from toys import run_flow_module, wait_until
 
 from flows.dvc.params_file import set_param
+from flows.predictions import Prediction, Predictions
 from flows.promote import compare_predictions
 
 
@@ -158,13 +159,19 @@ def test_roll_back_without_an_earlier_version_is_one_line(project: Path, prefect
     assert result.stdout.strip() == "no other classifier was prod before"
 
 
+def make_predictions(*rows: tuple[str, str]) -> Predictions:
+    """Of (label, prediction)."""
+    images = tuple(Prediction(str(index), *row, None) for index, row in enumerate(rows))
+    return Predictions("HEAD", "", images, has_names=False, dataset="", test_sha256="")
+
+
 @pytest.mark.parametrize(
     ("won", "lost", "passed"),
     [(0, 0, True), (0, 4, True), (0, 5, False), (10, 10, True), (10, 25, False), (50, 5, True)],
 )
 def test_mcnemars_exact_test(won: int, lost: int, passed: bool) -> None:
-    old = [("a", "b")] * won + [("a", "a")] * lost + [("a", "a")] * 100
-    new = [("a", "a")] * won + [("a", "b")] * lost + [("a", "a")] * 100
+    old = make_predictions(*[("a", "b")] * won, *[("a", "a")] * lost, *[("a", "a")] * 100)
+    new = make_predictions(*[("a", "a")] * won, *[("a", "b")] * lost, *[("a", "a")] * 100)
     name, result, reason = compare_predictions(old, new, 0.05)
     assert (name, result) == ("comparison", passed)
     assert f"{won} test images won and {lost} lost" in reason
@@ -173,14 +180,13 @@ def test_mcnemars_exact_test(won: int, lost: int, passed: bool) -> None:
 def test_mcnemars_test_equals_that_of_scipy() -> None:
     from scipy.stats import binomtest
 
-    old = [("a", "b")] * 7 + [("a", "a")] * 12
-    new = [("a", "a")] * 7 + [("a", "b")] * 12
+    old = make_predictions(*[("a", "b")] * 7, *[("a", "a")] * 12)
+    new = make_predictions(*[("a", "a")] * 7, *[("a", "b")] * 12)
     expected = binomtest(12, 19, 0.5, alternative="greater").pvalue
     assert f"p = {expected:.3g}" in compare_predictions(old, new, 0.05)[2]
 
 
 def test_other_test_images_are_not_compared() -> None:
-    assert compare_predictions([("a", "a")], [("b", "b")], 0.05)[1:] == (
-        False,
-        "the two models were tested on other images",
-    )
+    name, passed, reason = compare_predictions(make_predictions(("a", "a")), make_predictions(("b", "b")), 0.05)
+    assert (name, passed) == ("comparison", False)
+    assert reason.startswith("the two models were tested on other images")
