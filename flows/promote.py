@@ -107,8 +107,11 @@ async def run_checks(candidate: str, stage: str, audit: bool) -> AsyncIterator[C
             yield "comparison", True, f"no {ARTIFACT} is {stage} yet"
             return
         before = await fetch_certificate(dag, registered, Path(folder) / "old")
-        if before["dataset"] != certificate["dataset"]:
-            yield "comparison", False, f"the {ARTIFACT} that is {stage} was tested on other images"
+        old_test, new_test = [await read_test_set(dag, commit) for commit in (registered, candidate)]
+        is_other = old_test != new_test if old_test and new_test else before["dataset"] != certificate["dataset"]
+        if is_other:
+            details = f": {old_test}, not {new_test}" if old_test and new_test else ""
+            yield "comparison", False, f"the {ARTIFACT} that is {stage} was tested on other images{details}"
             return
         old, new = [await read_predictions(dag, commit) for commit in (registered, candidate)]
         yield compare_predictions(old, new, level)
@@ -149,8 +152,15 @@ async def verify(dag: Dag, folder: Path) -> Check:
 async def read_predictions(dag: Dag, commit: str) -> list[tuple[str, str]]:
     """The label and the prediction of each test image."""
     (path,) = [out for out in dag.stages["evaluate"].outs if Path(out).stem == "predictions"]
-    rows = csv.reader(await git(ROOT, "show", f"{commit}:./{path}"))
-    return [(actual, predicted) for actual, predicted in rows][1:]
+    rows = csv.DictReader(await git(ROOT, "show", f"{commit}:./{path}"))
+    return [(row["actual"], row["predicted"]) for row in rows]
+
+
+async def read_test_set(dag: Dag, commit: str) -> str:
+    """What the model of the commit was tested on; empty for a report of 0.2.0 or older, which does not say it."""
+    (path,) = dag.stages["evaluate"].metrics
+    report = json.loads("\n".join(await git(ROOT, "show", f"{commit}:./{path}")))
+    return f"{report['dataset']} (test_sha256 {report['test_sha256']})" if "test_sha256" in report else ""
 
 
 def compare_predictions(old: Sequence[tuple[str, str]], new: Sequence[tuple[str, str]], level: float) -> Check:
