@@ -1,5 +1,6 @@
 """The format of the folder of splits: memory-mapped .npy files of images and labels, and a JSON that describes them."""
 
+import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,6 +54,30 @@ def read_images(folder: Path, split: Split) -> NDArray[np.uint8]:
 def read_labels(folder: Path, split: Split) -> NDArray[np.int64]:
     """(count,), in memory."""
     return np.array(open_npy(folder / f"{split}-labels.npy", 1), np.int64)
+
+
+def read_names(folder: Path, split: Split) -> list[str] | None:
+    """The file name of each image of the split; None for a data set that is published without file names."""
+    path = folder / f"{split}-names.txt"
+    return path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else None
+
+
+def name_images(folder: Path, split: Split, count: int) -> list[str]:
+    """What reports call the `count` images of the split: their file names, or their indices in the split."""
+    names = read_names(folder, split)
+    if names is not None and len(names) != count:
+        raise StageError(f"{folder}: has {len(names)} names of {count} {split} images; {RERUN}")
+    return names if names is not None else [str(index) for index in range(count)]
+
+
+def hash_split(folder: Path, split: Split) -> str:
+    """The start of the SHA-256 of the split's images and labels: equal only if a model is tested on the same images."""
+    digest = hashlib.sha256()
+    for part in ("images", "labels"):
+        with (folder / f"{split}-{part}.npy").open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()[:12]
 
 
 def open_npy(path: Path, dimensions: int) -> NDArray[Any]:
