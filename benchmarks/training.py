@@ -111,7 +111,14 @@ def run_ours(name: str, seed: int, threads: int, folder: Path) -> dict[str, Any]
     params["train"]["seed"] = seed
     params["machine"] |= {"device": "cpu", "threads": threads}
     (folder / "params.yaml").write_text(json.dumps(params))
-    run_stage("preprocess", folder, raw=ROOT / "data" / "raw", splits=folder / "splits", samples=folder / "samples.png")
+    run_stage(
+        "preprocess",
+        folder,
+        raw=ROOT / "data" / "raw",
+        splits=folder / "splits",
+        samples=folder / "samples.png",
+        findings=folder / "data.md",
+    )
     paths = {name: folder / name for name in ("weights", "history", "trace", "report", "environment")}
     output = run_stage("train", folder, splits=folder / "splits", checkpoints=folder / "checkpoints", **paths)
     match = re.search(r"(\d+) steps in ([\d.]+) s", output)

@@ -25,7 +25,7 @@ from flows.comparison import compare_revisions
 from flows.dvc.command import run_dvc
 from flows.dvc.dag import read_dag
 from flows.dvc.lock_file import repair_lockfile
-from flows.dvc.messages import error_message
+from flows.dvc.messages import command_exit_status, error_message
 from flows.dvc.params_file import edit_params_text, load_yaml, parse_overrides
 from flows.errors import FlowError
 from flows.parameters import validate_params
@@ -39,7 +39,12 @@ from flows.workspace import git
 ROOT = Path(__file__).parent.parent
 ARTIFACT_KEY = "lockstep-sweep"
 # The columns of `dvc exp show` that every table has, besides the params that the experiments change.
-COLUMNS = r"Experiment|.*evaluate\S*:accuracy|accuracy_(low|high)|train\.(model|epochs|batch|optimizer|learning_rate)"
+COLUMNS = (
+    r"Experiment|.*evaluate\S*:accuracy|accuracy_(low|high)|macro_f1|passed|"
+    r"train\.(model|epochs|batch|optimizer|learning_rate)"
+)
+GATE_FAILED = 3  # the exit status of evaluate for a model that is not good enough
+RECORD_ONLY = "evaluate.gate=record"
 Experiments = dict[str, dict[str, Any]]  # the params of each experiment, by its name
 
 
@@ -98,7 +103,7 @@ async def run_in_copy(name: str, params: Mapping[str, Any]) -> State[Any]:
         log = get_run_logger().info
         await run_dvc(["exp", "remove", temporary_name], ROOT)  # a killed run may have left it
         command = ["exp", "run", "--temp", "--name", temporary_name, *param_flags(params)]
-        result = await run_dvc(command, ROOT, on_line=log, on_wait=log)
+        result = await run_experiment(command, log)
         if not result.returncode:
             result = await run_dvc(["exp", "rename", "--force", temporary_name, name], ROOT, on_line=log, on_wait=log)
         return experiment_state(name, result)
@@ -133,12 +138,24 @@ async def experiment(name: str, params: dict[str, Any], revision: str) -> State[
     except FlowError as error:
         return Failed(message=str(error))
     command = ["exp", "run", "--pull", "--allow-missing", "--name", name, *param_flags(params)]
-    result = await run_dvc(command, ROOT, on_line=log, on_wait=log)
+    result = await run_experiment(command, log)
     # Data first: an experiment in git whose data is nowhere is of no use.
     for command in (["push"], ["exp", "push", "--force", "--no-cache", "origin", name]):
         if not result.returncode:
             result = await run_dvc(command, ROOT, on_line=log, on_wait=log)
     return experiment_state(name, result)
+
+
+async def run_experiment(command: Sequence[str], log: Callable[[str], None]) -> CommandResult:
+    """Run `dvc exp run`. DVC discards an experiment whose stage fails; one that fails its gate is kept, uncertified.
+
+    Only then does it get RECORD_ONLY, so that `dvc exp apply` of a good one does not switch the gate off.
+    """
+    result = await run_dvc(command, ROOT, on_line=log, on_wait=log)
+    if result.returncode and command_exit_status(result.lines) == GATE_FAILED:
+        log(f"It is not good enough: its metrics are kept, without a certificate, by {RECORD_ONLY}")
+        result = await run_dvc([*command, "-S", RECORD_ONLY], ROOT, on_line=log, on_wait=log)
+    return result
 
 
 def param_flags(params: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from cyclopts.validators import Number
 from flows.dvc.dag import read_dag
 from flows.errors import FlowError
 from flows.pipeline import ROOT
-from flows.promote import fetch_certificate, staged_commit
+from flows.promote import fetch_model, staged_commit
 from flows.terminal import run_cli
 from flows.workspace import fetch_origin
 
@@ -69,7 +69,7 @@ async def replace_model(folder: Path, commit: str) -> None:
     """Each file is replaced by a rename. A service loads them once all three agree, and until then keeps its model."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".") as tmp:
-        await fetch_certificate(read_dag(ROOT), commit, Path(tmp) / "new")
+        await fetch_model(read_dag(ROOT), commit, Path(tmp) / "new")
         for path in (Path(tmp) / "new").iterdir():
             path.replace(folder / path.name)
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, TypeVar
 
 from lockstep.errors import LockstepError
@@ -30,6 +30,17 @@ class Quality:
     accuracy_high: float
     min_accuracy: float
     images: int
+    macro_f1: float | None = None  # of a certificate of 0.2.0 or older
+    min_macro_f1: float | None = None
+
+    def describe_misses(self) -> str:
+        """Which floors of the pipeline's gate the model does not reach; empty if it reaches all."""
+        floors = {"accuracy": (self.accuracy, self.min_accuracy), "macro F1": (self.macro_f1, self.min_macro_f1)}
+        return ", ".join(
+            f"{name} {value} is below the required {floor}"
+            for name, (value, floor) in floors.items()
+            if value is not None and floor is not None and value < floor
+        )
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,8 @@ def read_certificate(data: bytes, name: str) -> Certificate:
             raise ValueError("not a JSON object")
         if type(content["format"]) is not int or content["format"] != FORMAT:
             raise ValueError(f"format {content['format']!r:.40}; this version knows {FORMAT}")
+        if "refused" in content:
+            raise LockstepError(f"{name}: certifies nothing: {content['refused']!s:.200}; train a better model")
         hashes = read_section(Hashes, content)
         dataset = read_section(Dataset, content["dataset"])
         quality = read_section(Quality, content["quality"])
@@ -85,10 +98,9 @@ def read_certificate(data: bytes, name: str) -> Certificate:
         raise LockstepError(f"{name}: not a certificate ({error}); {HINT}") from None
     if not unchanged:
         raise LockstepError(f"{name}: was changed after it was written; {HINT}")
-    if quality.accuracy < quality.min_accuracy:
+    if misses := quality.describe_misses():
         raise LockstepError(
-            f"{name}: accuracy {quality.accuracy} is below the required {quality.min_accuracy}; train a better model, "
-            "or lower evaluate.min_accuracy"
+            f"{name}: {misses}; train a better model, or lower the floor in the section evaluate of params.yaml"
         )
     return Certificate(hashes, dataset, quality, parity, content["environment"], content)
 
@@ -97,14 +109,16 @@ def read_section(section: type[Section], content: Any) -> Section:
     """The section's fields of a JSON object; ValueError names the first one of a wrong type or value."""
     if not isinstance(content, dict):
         raise ValueError(f"its {section.__name__.lower()} is not an object")
-    values = {field.name: content[field.name] for field in fields(section)}
-    for field in fields(section):
+    given = [field for field in fields(section) if field.default is MISSING or field.name in content]
+    values = {field.name: content[field.name] for field in given}
+    for field in given:
         name, value = field.name, values[field.name]
-        if type(value) not in ((int, float) if field.type is float else (field.type,)):
-            raise ValueError(f"its {name} is {value!r:.40}, not of type {getattr(field.type, '__name__', field.type)}")
+        kind = float if field.type == float | None else field.type
+        if type(value) not in ((int, float) if kind is float else (kind,)):
+            raise ValueError(f"its {name} is {value!r:.40}, not of type {getattr(kind, '__name__', kind)}")
         if name.endswith("sha256") and not re.fullmatch("[0-9a-f]{64}", value):
             raise ValueError(f"its {name} is {value!r:.40}, not 64 hexadecimal digits")
-        if field.type is not str and not 0 <= value < math.inf:
+        if kind is not str and not 0 <= value < math.inf:
             raise ValueError(f"its {name} is {value}")
     return section(**values)
 

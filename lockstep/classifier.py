@@ -20,6 +20,7 @@ from lockstep.golden import GoldenReplay, replay_golden_sample
 from lockstep.metadata import ModelMetadata, read_metadata
 from lockstep.preparation import Pixels, prepare_image
 from lockstep.proof import ProofFiles, read_file
+from lockstep.rejection import BELOW, RejectRule, read_reject_rule
 
 ImageLike = str | Path | bytes | bytearray | io.IOBase | Image.Image | NDArray[Any]
 BATCH_SIZE = 64
@@ -27,8 +28,8 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True)
 class Prediction:
-    label: str
-    probability: float
+    label: str | None  # None: rejected, an image of none of the classes
+    probability: float  # of the most probable class
     probabilities: dict[str, float]  # of all classes, in the order of the network's outputs
 
     def top(self, count: int) -> list[tuple[str, float]]:
@@ -76,6 +77,7 @@ class Classifier:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._session = make_session(data, threads or cores, self.path)
         self.metadata: ModelMetadata = read_metadata(self._session.get_modelmeta().custom_metadata_map, self.path)
+        self.reject_rule: RejectRule | None = read_reject_rule(self.metadata.properties, self.path)
         check_inputs_and_outputs(self._session, self.metadata, self.path)
         self.certificate: Certificate | None = None
         self.replay: GoldenReplay | None = None
@@ -88,15 +90,21 @@ class Classifier:
         return self.metadata.classes
 
     @overload
-    def predict(self, images: str | Path | bytes | bytearray | io.IOBase | Image.Image) -> Prediction: ...
+    def predict(
+        self, images: str | Path | bytes | bytearray | io.IOBase | Image.Image, *, reject: bool = False
+    ) -> Prediction: ...
 
     @overload
-    def predict(self, images: list[ImageLike] | tuple[ImageLike, ...]) -> list[Prediction]: ...
+    def predict(self, images: list[ImageLike] | tuple[ImageLike, ...], *, reject: bool = False) -> list[Prediction]: ...
 
     @overload
-    def predict(self, images: NDArray[Any] | Iterable[ImageLike]) -> Prediction | list[Prediction]: ...
+    def predict(
+        self, images: NDArray[Any] | Iterable[ImageLike], *, reject: bool = False
+    ) -> Prediction | list[Prediction]: ...
 
-    def predict(self, images: ImageLike | Iterable[ImageLike]) -> Prediction | list[Prediction]:
+    def predict(
+        self, images: ImageLike | Iterable[ImageLike], *, reject: bool = False
+    ) -> Prediction | list[Prediction]:
         """Classify one image, or several.
 
         Args:
@@ -104,17 +112,18 @@ class Classifier:
                 An array of the network's own size is its input without preparation: of a network that takes 28 x 28,
                 [28, 28] is one image and [n, 28, 28] are n, also if n is 1. Other arrays are [height, width] with 1, 3
                 or 4 channels last, and are prepared as files are. Floating-point pixels must be within 0..1.
+            reject: give the label None to an image that looks like none of the classes, by the rule in the metadata.
         """
         if isinstance(images, np.ndarray):
             shape = self.metadata.shape
             is_grey_batch = shape[0] == 1 and images.ndim == 3 and images.shape[1:] == shape[1:]
             if images.shape[1:] == shape or is_grey_batch:
-                return self.predict_prepared(to_uint8(images).reshape(-1, *shape))
+                return self.predict_prepared(to_uint8(images).reshape(-1, *shape), reject=reject)
             if images.ndim == 4:
                 images = list(images)
         if isinstance(images, (str, Path, bytes, bytearray, Image.Image, np.ndarray, io.IOBase)):
-            return self.predict_prepared(self._prepare_batch([images]))[0]
-        return self.predict_prepared(self._prepare_batch(list(images)))
+            return self.predict_prepared(self._prepare_batch([images]), reject=reject)[0]
+        return self.predict_prepared(self._prepare_batch(list(images)), reject=reject)
 
     def prepare(self, image: ImageLike) -> Pixels:
         """The network's input for one image: uint8[channels, height, width]."""
@@ -135,13 +144,31 @@ class Classifier:
             batches = [[np.empty((0, len(self.classes)), np.float32)] * 2]
         return Outputs(*(np.concatenate(arrays) for arrays in zip(*batches, strict=True)))
 
-    def predict_prepared(self, pixels: Pixels) -> list[Prediction]:
+    def predict_prepared(self, pixels: Pixels, *, reject: bool = False) -> list[Prediction]:
         """Predictions for prepared inputs: uint8[n, channels, height, width]."""
-        return [self.to_prediction(row) for row in self.run(pixels).probabilities]
+        if reject:
+            self.require_reject_rule()
+        return self.to_predictions(pixels, self.run(pixels).probabilities, reject=reject)
 
-    def to_prediction(self, probabilities: NDArray[np.float32]) -> Prediction:
-        best, values = int(probabilities.argmax()), probabilities.tolist()
-        return Prediction(self.classes[best], values[best], dict(zip(self.classes, values, strict=True)))
+    def require_reject_rule(self) -> RejectRule:
+        if not self.reject_rule:
+            raise LockstepError(
+                f"{self.path}: cannot reject images, since its metadata have no {BELOW}; export it again, with "
+                "export_onnx.reject_fraction above 0"
+            )
+        return self.reject_rule
+
+    def to_predictions(
+        self, pixels: Pixels, probabilities: NDArray[np.float32], *, reject: bool = False
+    ) -> list[Prediction]:
+        """Predictions from the outputs for these inputs."""
+        rejected = self.require_reject_rule().rejects(pixels, probabilities) if reject else np.zeros(len(pixels), bool)
+        predictions = []
+        for row, is_rejected in zip(probabilities, rejected, strict=True):
+            best, values = int(row.argmax()), row.tolist()
+            label = None if is_rejected else self.classes[best]
+            predictions.append(Prediction(label, values[best], dict(zip(self.classes, values, strict=True))))
+        return predictions
 
     def _prepare_batch(self, images: list[ImageLike]) -> Pixels:
         prepared = []

@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", type=Path, help=MODEL_HELP)
     add_proof_arguments(parser)
     add("--no-verify", action="store_true", help="use any model, also without a golden sample and a certificate")
+    add("--reject", action="store_true", help="say of an image that looks like none of the classes: none of these")
     add("--json", action="store_true", help="print one line of JSON per image")
     add("--top", type=positive, default=1, metavar="N", help="classes to show in the table")
     add("--threads", type=positive, metavar="N", help="CPU threads; default: all cores")
@@ -39,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         verify = False if args.no_verify else proof_files_from_arguments(args)
         classifier = Classifier(args.model, threads=args.threads, max_pixels=args.max_pixels, verify=verify)
+        if args.reject:
+            classifier.require_reject_rule()
     except LockstepError as error:
         print(error, file=sys.stderr)
         return 2
@@ -58,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
                 print(f"{source}: {error}", file=sys.stderr)
         if prepared:
             width = max(width, *(len(batch[index]) for index in prepared))
-            predictions = classifier.predict_prepared(np.stack(list(prepared.values())))
+            predictions = classifier.predict_prepared(np.stack(list(prepared.values())), reject=args.reject)
             for index, prediction in zip(prepared, predictions, strict=True):
                 if args.json:
                     print(json.dumps({"file": batch[index], **vars(prediction)}))
@@ -93,4 +96,5 @@ def read_source(source: str) -> bytes | str:
 
 def format_row(source: str, prediction: Prediction, top: int, width: int) -> str:
     classes = (f"{label} {probability:7.2%}" for label, probability in prediction.top(top))
-    return f"{source:<{width}}  " + "   ".join(classes)
+    rejected = "none of these   " if prediction.label is None else ""
+    return f"{source:<{width}}  {rejected}" + "   ".join(classes)

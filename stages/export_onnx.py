@@ -6,22 +6,26 @@ import logging
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
+import numpy as np
 import onnx
 import torch
 from cyclopts import Parameter
 from pydantic import Field
 from torch import Tensor, nn
 
+from lockstep.rejection import RejectRule, measure_roughness
 from stages.core.command import echo, run_stage
 from stages.core.device import prepare_device
 from stages.core.files import atomic_write
 from stages.core.params import Machine, Section, read_section
-from stages.core.splits import read_images, read_labels, read_splits_info
+from stages.core.splits import Split, read_images, read_labels, read_splits_info
 from stages.network.models import Classifier
 from stages.network.weights import WeightsHeader, check_weights_fit, read_weights
 from stages.proof.engines import run_torch
 from stages.proof.golden import GoldenSample, write_golden
 from stages.proof.onnx_file import BATCH_AXIS, INPUT, IR_VERSION, LOGITS, PROBABILITIES, model_metadata
+
+REJECT_IMAGES = 10_000  # at most, to fit the rule on
 
 
 class ExportOnnx(Section):
@@ -30,6 +34,7 @@ class ExportOnnx(Section):
     opset: Literal[18, 19, 20, 21]
     golden_images: int = Field(ge=1, le=1000)
     tolerance: float = Field(gt=0)
+    reject_fraction: float = Field(ge=0, lt=0.5)
 
 
 def export_onnx(
@@ -51,6 +56,8 @@ def export_onnx(
     proto = export_graph(network, header, section.opset)
     strip_debug_info(proto)
     metadata = model_metadata(header, info, weights, section.opset)
+    if rule := fit_reject_rule(network, splits, section.reject_fraction):
+        metadata |= rule.to_metadata()
     onnx.helper.set_model_props(proto, metadata)
     onnx.checker.check_model(proto, full_check=True)
     with atomic_write(model) as tmp:
@@ -59,6 +66,23 @@ def export_onnx(
     sample = GoldenSample(images, outputs, outputs.predicted(classes), section.tolerance)
     write_golden(golden, sample, [classes[label] for label in labels])
     echo(f"{model}: {model.stat().st_size} bytes, opset {section.opset}, onnxruntime {metadata['onnxruntime']}")
+
+
+def fit_reject_rule(network: Classifier, splits: Path, fraction: float) -> RejectRule | None:
+    """The rule that rejects this fraction of the validation images, or of the training images if there are none.
+
+    A tenth of the fraction is for roughness: it is there for what is no image of the data set at all.
+    """
+    if not fraction:
+        return None
+    split: Split = "validation" if len(read_labels(splits, "validation")) else "train"
+    images = read_images(splits, split)[:REJECT_IMAGES]
+    blocks = [images[start : start + 1000] for start in range(0, len(images), 1000)]
+    probabilities = np.concatenate([run_torch(network, block).probabilities.max(axis=1) for block in blocks])
+    roughness = np.concatenate(list(map(measure_roughness, blocks)))
+    low, high = np.quantile(roughness, [fraction / 20, 1 - fraction / 20])
+    # Four digits: more would be of this CPU.
+    return RejectRule(*(round(float(value), 4) for value in (np.quantile(probabilities, fraction), low, high)))
 
 
 class ExportModule(nn.Module):

@@ -31,6 +31,7 @@ from stages.core.splits import (
 )
 from stages.sources import catalog as datasets
 from stages.sources.dataset import LabelledImages, RawData
+from stages.sources.findings import write_findings
 
 Masks = dict[Split, NDArray[np.bool_]]  # for each split, which images belong to it
 
@@ -45,7 +46,7 @@ class Preprocess(Section):
     renamed: ClassVar[dict[str, str]] = {"validation": "validation_fraction", "test": "test_fraction"}
 
 
-def preprocess(*, params: Path, raw: Path, splits: Path, samples: Path) -> None:
+def preprocess(*, params: Path, raw: Path, splits: Path, samples: Path, findings: Path) -> None:
     """Decode, check and scale the raw images, and split them into training, validation and test.
 
     Args:
@@ -53,6 +54,7 @@ def preprocess(*, params: Path, raw: Path, splits: Path, samples: Path) -> None:
         raw: Folder of raw files, written by the stage download.
         splits: Output folder of the splits.
         samples: Output figure of training images by class, PNG.
+        findings: Output report of what is often wrong with a data set, such as images that occur twice, Markdown.
     """
     section = read_section(params, "preprocess", Preprocess)
     source, data = datasets.read_raw(raw)
@@ -64,8 +66,10 @@ def preprocess(*, params: Path, raw: Path, splits: Path, samples: Path) -> None:
         info = describe_splits(tmp, source, section)
         write_json(tmp / SPLITS_INFO_FILE, info.model_dump())
         draw_samples(samples, tmp, info)
+        found = write_findings(findings, tmp, info)
     mean, std = (", ".join(f"{number:.4f}" for number in numbers) for numbers in (info.mean, info.std))
     echo(f"{info.dataset}: {info.counts}, {len(info.classes)} classes, mean {mean}, std {std}")
+    echo(f"data: {found}; see {findings}")
 
 
 def split_images(data: RawData, classes: list[str], section: Preprocess) -> list[tuple[LabelledImages, Masks]]:

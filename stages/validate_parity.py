@@ -22,7 +22,7 @@ from stages.core.params import Machine, Section, read_section
 from stages.core.splits import read_images, read_labels, read_splits_info
 from stages.network.weights import check_weights_fit, read_weights
 from stages.proof.card import make_card
-from stages.proof.certificate import hash_files, make_certificate, read_quality
+from stages.proof.certificate import describe_misses, hash_files, make_certificate, read_quality, refuse_certificate
 from stages.proof.engines import OPTIMIZATION_LEVELS, REFERENCE_EVALUATOR, InferenceConfig, run_onnx, run_torch
 from stages.proof.golden import read_golden
 from stages.proof.onnx_file import find_declaration_errors, read_model
@@ -96,6 +96,12 @@ def validate_parity(
     quality, trained_on = read_quality(evaluation, weights), read_environment(environment)
     if hash_files(files) != hashes:
         raise StageError(f"{model}, {weights}, {golden} or {splits} changed during the comparison: run it again")
+    if misses := describe_misses(quality):  # evaluate.gate says that it is only recorded, as in an experiment
+        write_json(certificate, refuse_certificate(misses))
+        with atomic_write(card) as tmp:
+            tmp.write_text(f"# Not certified\n\nThe model is not good enough: {misses}.\n", encoding="utf-8")
+        echo(f"{model} matches {weights}, and is not certified: {misses}")
+        return
     dataset = {"name": info.dataset, "origin": info.origin}
     content = make_certificate(hashes, dataset, quality, parity, trained_on)
     with atomic_write(card) as tmp:

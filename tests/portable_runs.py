@@ -50,6 +50,7 @@ RECIPE = {f"train.{key}": value for key, value in PARAMS["train"].items()} | {
     "machine.arithmetic": "portable",
     "preprocess.validation_fraction": 0.1,
     "evaluate.min_accuracy": 0.0,
+    "evaluate.min_macro_f1": 0.0,
     "evaluate.tsne_images": 60,
 }
 SHORT = {"train.epochs": 0, "train.min_steps": STEPS, "train.points": 2}
@@ -59,7 +60,9 @@ Files = dict[str, Path]
 def run_train(folder: Path, raw: Path, changes: dict[str, Any]) -> Path:
     """Preprocess RAW and train in the folder, which is returned."""
     params = write_params(folder / "params.yaml", {**RECIPE, **changes, **SHORT, "machine.arithmetic": "portable"})
-    preprocess(params=params, raw=raw, splits=folder / "splits", samples=folder / "samples.png")
+    preprocess(
+        params=params, raw=raw, splits=folder / "splits", samples=folder / "samples.png", findings=folder / "data.md"
+    )
     train(
         params=params,
         splits=folder / "splits",
@@ -98,7 +101,7 @@ def run_proof(folder: Path, raw: Path) -> Path:
     """Run the stages after train on weights from integers, which do not depend on floating-point arithmetic."""
     params = write_params(folder / "params.yaml", RECIPE)
     splits, weights = folder / "splits", folder / "weights.safetensors"
-    preprocess(params=params, raw=raw, splits=splits, samples=folder / "samples.png")
+    preprocess(params=params, raw=raw, splits=splits, samples=folder / "samples.png", findings=folder / "data.md")
     info = read_splits_info(splits)
     network = build_model("compact", 8, info.size, info.channels, len(info.classes), info.mean, info.std)
     generator = np.random.Generator(np.random.PCG64(0))
@@ -109,8 +112,8 @@ def run_proof(folder: Path, raw: Path) -> Path:
     write_weights(weights, network, WeightsHeader.of("compact", 8, info, {}))
     inputs = {"params": params, "splits": splits, "weights": weights}
     model: Files = {"model": folder / "model.onnx", "golden": folder / "golden.json"}
-    tables = {name: folder / f"{name}.csv" for name in ("predictions", "classes", "reliability")}
-    pictures = {name: folder / f"{name}.png" for name in ("first_nine", "mistakes", "tsne")}
+    tables = {name: folder / f"{name}.csv" for name in ("predictions", "classes", "reliability", "suspects")}
+    pictures = {name: folder / f"{name}.png" for name in ("first_nine", "mistakes", "tsne", "suspicious")}
     report = folder / "evaluate.json"
     evaluate(**inputs, report=report, **tables, **pictures)
     export_onnx(**inputs, **model)

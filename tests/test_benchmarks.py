@@ -93,6 +93,7 @@ def test_portable_and_native_arithmetic_are_measured_alone_and_in_parallel(proje
     for name, value in {"train.min_steps": 20, "train.epochs": 0, "train.batch": 32, "machine.threads": 1}.items():
         set_param(project / "params.yaml", name, value)
     paths = ["--raw", "data/raw", "--splits", "data/splits", "--samples", str(tmp_path / "samples.png")]
+    paths += ["--findings", str(tmp_path / "data.md")]
     run_command(project, sys.executable, "-m", "stages.preprocess", "--params", "params.yaml", *paths)
     lines = run_command(project, sys.executable, "-m", "benchmarks.arithmetic", "--rounds", "1").stdout.splitlines()
     heads = [line for line in lines if not line.startswith(" ")]

@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import ROOT, run_stage_in, stage_command
 
+from lockstep import Classifier
 from stages.core.errors import StageError
 from stages.core.splits import read_images, read_labels, read_splits_info
 from stages.export_onnx import export_onnx
@@ -252,3 +253,22 @@ def test_weights_for_other_classes_are_rejected(stage_outputs: Path, tmp_path: P
 def test_missing_weights_are_named(stage_outputs: Path, tmp_path: Path, params: Any) -> None:
     with pytest.raises(StageError, match="nowhere: missing; run `dvc repro train`"):
         export_in(tmp_path, params(), stage_outputs / "splits", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.2])
+def test_the_reject_rule_is_fitted_on_the_validation_images(
+    fraction: float, stage_outputs: Path, tmp_path: Path, params: Any
+) -> None:
+    inputs = {"splits": stage_outputs / "splits", "weights": stage_outputs / "weights.safetensors"}
+    run_stage_in(tmp_path, export_onnx, params=params({"export_onnx.reject_fraction": fraction}), **inputs)
+    classifier = Classifier(tmp_path / "model.onnx", verify=False)
+    images = np.load(stage_outputs / "splits" / "validation-images.npy")
+    rejected = [one.label for one in classifier.predict(images, reject=True)].count(None) / len(images)
+    assert 0 < rejected <= 1.1 * fraction + 3 / len(images)
+
+
+def test_without_a_reject_fraction_the_model_cannot_reject(stage_outputs: Path, tmp_path: Path, params: Any) -> None:
+    inputs = {"splits": stage_outputs / "splits", "weights": stage_outputs / "weights.safetensors"}
+    run_stage_in(tmp_path, export_onnx, params=params({"export_onnx.reject_fraction": 0.0}), **inputs)
+    properties = {entry.key for entry in onnx.load(tmp_path / "model.onnx").metadata_props}
+    assert not {key for key in properties if key.startswith("reject")}

@@ -27,7 +27,13 @@ def run_preprocess(params: WriteParams, tmp_path: Path) -> Run:
 
     def run(raw: Path, splits: Path = tmp_path / "splits", **changes: Any) -> Path:
         section = {f"preprocess.{key}": value for key, value in changes.items()}
-        preprocess(params=params(section), raw=raw, splits=splits, samples=tmp_path / "samples.png")
+        preprocess(
+            params=params(section),
+            raw=raw,
+            splits=splits,
+            samples=tmp_path / "samples.png",
+            findings=tmp_path / "data.md",
+        )
         return splits
 
     return run
@@ -311,10 +317,11 @@ def test_images_of_one_flat_colour_are_refused(level: int, run_preprocess: Run, 
 def test_it_imports_neither_torch_nor_onnxruntime(raw: Path, params: WriteParams, tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from stages.preprocess import preprocess;"
-        "preprocess(**{name: Path(path) for name, path in zip(('params', 'raw', 'splits', 'samples'), sys.argv[1:])});"
+        "names = 'params', 'raw', 'splits', 'samples', 'findings';"
+        "preprocess(**{name: Path(path) for name, path in zip(names, sys.argv[1:])});"
         "sys.exit(bool({'torch', 'onnxruntime'} & set(sys.modules)))"
     )
-    flags = [params(), raw, tmp_path / "splits", tmp_path / "samples.png"]
+    flags = [params(), raw, tmp_path / "splits", tmp_path / "samples.png", tmp_path / "data.md"]
     result = subprocess.run([sys.executable, "-c", program, *map(str, flags)], cwd=ROOT)
     assert result.returncode == 0
     assert read_info(tmp_path / "splits")["counts"]["train"] == 540
@@ -336,7 +343,7 @@ def watch():
 
 peaks = [anonymous_memory()]
 threading.Thread(target=watch, daemon=True).start()
-preprocess(**{name: Path(path) for name, path in zip(("params", "raw", "splits", "samples"), sys.argv[1:])})
+preprocess(**{name: Path(path) for name, path in zip(("params", "raw", "splits", "samples", "findings"), sys.argv[1:])})
 print(max(peaks))
 """
 
@@ -350,7 +357,7 @@ def test_its_memory_does_not_grow_with_the_images(params: WriteParams, tmp_path:
         header = bytes((0, 0, 8, 3)) + b"".join(number.to_bytes(4, "big") for number in images.shape)
         (raw / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + images.tobytes(), compresslevel=0))
         (raw / "train-labels-idx1-ubyte.gz").write_bytes(idx_bytes(np.arange(count) % 10))
-        flags = [params(), raw, tmp_path / f"splits-{count}", tmp_path / "samples.png"]
+        flags = [params(), raw, tmp_path / f"splits-{count}", tmp_path / "samples.png", tmp_path / "data.md"]
         command = [sys.executable, "-c", MEMORY, *map(str, flags)]
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         peaks[count] = int(result.stdout.split()[-1])

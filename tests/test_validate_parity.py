@@ -15,6 +15,7 @@ import pytest
 from conftest import ROOT, run_stage_in, stage_command
 from onnx import numpy_helper
 
+from lockstep import Classifier, LockstepError, ProofFiles
 from stages.core.errors import StageError
 from stages.network.weights import read_weights, write_weights
 from stages.validate_parity import validate_parity
@@ -471,7 +472,9 @@ def test_the_certificate_has_the_hashes_quality_and_parity(stage_outputs: Path, 
     }
     quality = json.loads((stage_outputs / "evaluate.json").read_text())
     assert certificate["quality"] == {name: quality[name] for name in certificate["quality"]}
-    assert certificate["quality"].keys() == {"accuracy", "accuracy_low", "accuracy_high", "min_accuracy", "images"}
+    assert certificate["quality"].keys() == {
+        "accuracy", "accuracy_low", "accuracy_high", "min_accuracy", "macro_f1", "min_macro_f1", "images"
+    }  # fmt: skip
     assert certificate["parity"] == {"configurations": 8, "images": 200, "atol": 0.0001, "margin": 0.0001}
     trained_on = json.loads((stage_outputs / "environment.json").read_text())
     assert certificate["environment"] == {**trained_on, "onnxruntime": onnxruntime.__version__}
@@ -491,7 +494,8 @@ def test_the_certificate_has_the_hashes_quality_and_parity(stage_outputs: Path, 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"min_accuracy": 1.1}, r"accuracy .* is below evaluate\.min_accuracy 1\.1, so no certificate is written"),
+        ({"min_accuracy": 1.1}, r"accuracy .* is below the required 1\.1000, so no certificate is written"),
+        ({"min_macro_f1": 1.1}, r"macro F1 .* is below the required 1\.1000, so no certificate is written"),
         ({"weights": "0123456789ab"}, r"not of the weights in .*; run `dvc repro evaluate`"),
         ({"accuracy": "high"}, r"not a report of evaluate"),
         ({}, r"evaluate\.json: missing; run `dvc repro evaluate`"),
@@ -511,3 +515,17 @@ def test_without_quality_there_is_no_certificate_and_the_previous_one_is_removed
     assert json.loads((tmp_path / "parity.json").read_text())["same"] is True
     assert not (tmp_path / "certificate.json").exists()
     assert not (tmp_path / "CARD.md").exists()
+
+
+def test_a_model_below_a_floor_that_is_only_recorded_gets_a_refusal_in_place_of_a_certificate(
+    stage_outputs: Path, tmp_path: Path, params: Any
+) -> None:
+    report = json.loads((stage_outputs / "evaluate.json").read_text())
+    evaluation = tmp_path / "evaluate.json"
+    evaluation.write_text(json.dumps({**report, "min_accuracy": 1.1, "gate": "record", "passed": False}))
+    paths = input_paths(stage_outputs, evaluation=evaluation)
+    run_stage_in(tmp_path, validate_parity, params=params(QUICK_PARITY), **paths)
+    assert "is below the required 1.1" in (tmp_path / "CARD.md").read_text()
+    files = ProofFiles(stage_outputs / "golden.json", tmp_path / "certificate.json")
+    with pytest.raises(LockstepError, match=r"certificate\.json: certifies nothing: accuracy [01]\.\d+ is below the"):
+        Classifier(stage_outputs / "model.onnx", verify=files)

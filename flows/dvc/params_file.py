@@ -83,7 +83,10 @@ def load_yaml(yaml: YAML, path: Path) -> Any:
 
 def find_section(content: Any, path: Path, name: str) -> tuple[Any, str]:
     """The section that has the param, and the param's key in it."""
-    section, _, key = name.partition(".")
-    if not isinstance(content.get(section), Mapping) or key not in content[section]:
-        raise FlowError(f"{path.name}: has no param {section}.{key}")
-    return content[section], key
+    *sections, key = name.split(".")
+    section = content
+    for one in sections:
+        section = section.get(one) if isinstance(section, Mapping) else None
+    if not sections or not isinstance(section, Mapping) or key not in section:
+        raise FlowError(f"{path.name}: has no param {name}")
+    return section, key

@@ -68,6 +68,13 @@ async def answer_error(_: Request, error: Exception) -> Response:
     return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
 
+def read_flag(request: Request, name: str) -> bool:
+    value = request.query_params.get(name, "false").lower()
+    if value not in ("true", "false"):
+        raise RequestError(422, f"query parameter {name} is {value!r:.40}, not true or false")
+    return value == "true"
+
+
 class Service:
     """The endpoints of one application and the state that they share."""
 
@@ -90,11 +97,15 @@ class Service:
         self.executor.shutdown(wait=False, cancel_futures=True)
 
     async def predict(self, request: Request) -> Response:
-        """Classify the images of the request; with ?include_input=true, return the network's input too."""
+        """Classify the images of the request.
+
+        With ?include_input=true, return the network's input too; with ?reject=true, the label null for an image that
+        looks like none of the classes.
+        """
         classifier, settings = self.reloader.classifier, self.settings
-        include_input = request.query_params.get("include_input", "false").lower()
-        if include_input not in ("true", "false"):
-            raise RequestError(422, f"query parameter include_input is {include_input!r:.40}, not true or false")
+        include_input, reject = read_flag(request, "include_input"), read_flag(request, "reject")
+        if reject and not classifier.reject_rule:
+            raise RequestError(422, "query parameter reject: the model cannot reject images")
         with self.body_bytes.reservation() as reserve_bytes, self.images.reservation() as reserve_images:
             body = await read_body(request, settings, reserve_bytes)
             images = await parse_images(request, body, classifier.metadata, settings)
@@ -106,9 +117,10 @@ class Service:
             except TimeoutError:
                 raise RequestError(503, "too busy; try again in a second") from None
         predictions = []
-        for image, image_pixels, row in zip(images, pixels, probabilities, strict=True):
-            prediction: dict[str, Any] = {"name": image.name, **vars(classifier.to_prediction(row))}
-            if include_input == "true":
+        classified = classifier.to_predictions(pixels, probabilities, reject=reject)
+        for image, image_pixels, one in zip(images, pixels, classified, strict=True):
+            prediction: dict[str, Any] = {"name": image.name, **vars(one)}
+            if include_input:
                 prediction["input"] = base64.b64encode(image_pixels.tobytes()).decode()
             predictions.append(prediction)
         return JSONResponse({"model": classifier.sha256, "predictions": predictions})

@@ -13,7 +13,8 @@ STATUSES = {
     408: "The body of the request did not arrive in time",
     413: "Too many bytes, or too many images",
     415: "Unsupported content type",
-    422: "No image, one that is not readable, too large or shows nothing, or pixels of another shape or value",
+    422: "No image, one that is not readable, too large or shows nothing, pixels of another shape or value, or a "
+    "model that cannot reject",
     503: "Too busy, or not ready",
 }
 # Loads Swagger UI from a content delivery network: the only page that needs one.
@@ -57,16 +58,17 @@ def operation(name: str, summary: str, schema: Schema, *statuses: int, media_typ
 
 TEXT, INTEGER, NUMBER = {"type": "string"}, {"type": "integer"}, {"type": "number", "minimum": 0}
 PROBABILITY = {**NUMBER, "maximum": 1}
+BOOLEAN = {"type": "boolean", "default": False}
 STATUS = closed_object(status=TEXT)
+QUALITY = open_object(accuracy=NUMBER, accuracy_low=NUMBER, accuracy_high=NUMBER, min_accuracy=NUMBER, images=INTEGER)
+QUALITY["properties"] |= {"macro_f1": NUMBER, "min_macro_f1": NUMBER}  # not in certificates of 0.2.0 or older
 CERTIFICATE = open_object(
     format=INTEGER,
     model_sha256=TEXT,
     weights_sha256=TEXT,
     golden_sha256=TEXT,
     dataset=open_object(name=TEXT, origin=TEXT, splits_sha256=TEXT),
-    quality=open_object(
-        accuracy=NUMBER, accuracy_low=NUMBER, accuracy_high=NUMBER, min_accuracy=NUMBER, images=INTEGER
-    ),
+    quality=QUALITY,
     parity=open_object(configurations=INTEGER, images=INTEGER, atol=NUMBER, margin=NUMBER),
     environment={"type": "object"},
     sha256={**TEXT, "description": "Of all other keys, as canonical JSON"},
@@ -90,12 +92,13 @@ MODEL = closed_object(
 
 def describe_api(classifier: Classifier, settings: Settings) -> Schema:
     metadata = classifier.metadata
-    include_input = {
-        "name": "include_input",
-        "in": "query",
-        "required": False,
-        "schema": {"type": "boolean", "default": False},
-    }
+    parameters = [
+        {"name": name, "in": "query", "required": False, "description": text, "schema": BOOLEAN}
+        for name, text in (
+            ("include_input", "Return the network's input too"),
+            ("reject", "Give the label null to an image that looks like none of the classes"),
+        )
+    ]
     predict = operation(
         "predict",
         "Classify images: the bytes of an image file, a form of image files, or pixels as JSON",
@@ -111,7 +114,7 @@ def describe_api(classifier: Classifier, settings: Settings) -> Schema:
         },
         "paths": {
             "/predict": {
-                "post": {**predict, "parameters": [include_input], "requestBody": request_body(metadata, settings)}
+                "post": {**predict, "parameters": parameters, "requestBody": request_body(metadata, settings)}
             },
             "/model": {
                 "get": operation("model", "The model's hash, metadata, certificate and report", reference("Model"))
@@ -134,7 +137,11 @@ def describe_api(classifier: Classifier, settings: Settings) -> Schema:
 def prediction_schema(metadata: ModelMetadata) -> Schema:
     schema = closed_object(
         name={"type": ["string", "null"], "description": "Of the file, in a form"},
-        label={**TEXT, "enum": list(metadata.classes)},
+        label={
+            "type": ["string", "null"],
+            "enum": [*metadata.classes, None],
+            "description": "Null only with ?reject=true",
+        },
         probability=PROBABILITY,
         probabilities=closed_object(**dict.fromkeys(metadata.classes, PROBABILITY)),
     )

@@ -7,6 +7,12 @@ class StageError(Exception):
     status = 1  # exit status of the stage
 
 
+class GateError(StageError):
+    """The model is not good enough. The report is written, and flows/experiments.py knows the status."""
+
+    status = 3
+
+
 class UnavailableError(StageError):
     """The network or a mirror failed: a later attempt may succeed."""
 

@@ -1,5 +1,6 @@
 """PNG figures: grids of captioned images, and scatter plots of points by class."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +15,13 @@ from stages.core.files import atomic_write
 
 INK, CORRECT_COLOR, WRONG_COLOR, PAPER = "#222222", "#1a7f37", "#cf222e", "#ffffff"
 SIDE, GAP, LINE = 84, 10, 20  # pixels: of an image as drawn, between images, and of a line of text
+MAX_CAPTION = 180  # pixels; a longer text is cut in its middle, since its ends tell class names apart
 
 
 @dataclass(frozen=True)
 class CaptionedImage:
     image: NDArray[np.uint8]  # (channels, height, width)
-    caption: str
+    caption: str  # a line break stands where it may be broken; it is drawn on one line if all captions of a grid fit
     color: str = INK
 
 
@@ -27,17 +29,22 @@ def draw_grid(path: Path, title: str, cells: Sequence[CaptionedImage], columns: 
     """Write the images row by row under a title, each with its caption below."""
     # matplotlib's own font: unlike pillow's it has arrows, and most scripts that class names are written in.
     font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size=12)
-    width = max(columns * (SIDE + GAP) + GAP, int(font.getlength(title)) + 2 * GAP)
-    rows = -(-len(cells) // columns)
-    page = Image.new("RGB", (width, LINE + 2 * GAP + rows * (SIDE + LINE + GAP)), PAPER)
+    captions = wrap_captions([cell.caption for cell in cells], font)
+    lines = max(map(len, captions), default=1)
+    widest = max((font.getlength(line) for caption in captions for line in caption), default=0)
+    column_width = SIDE if widest <= SIDE + GAP else math.ceil(widest)
+    width = max(columns * (column_width + GAP) + GAP, int(font.getlength(title)) + 2 * GAP)
+    rows, row_height = -(-len(cells) // columns), SIDE + lines * LINE + GAP
+    page = Image.new("RGB", (width, LINE + 2 * GAP + rows * row_height), PAPER)
     draw = ImageDraw.Draw(page)
     draw.text((GAP, GAP), title, fill=INK, font=font)
     for index, cell in enumerate(cells):
         row, column = divmod(index, columns)
-        x, y = GAP + column * (SIDE + GAP), LINE + 2 * GAP + row * (SIDE + LINE + GAP)
-        page.paste(enlarge_image(cell.image), (x, y))
-        caption = shorten_text(cell.caption, font)
-        draw.text((x + SIDE / 2, y + SIDE + 2), caption, fill=cell.color, font=font, anchor="ma")
+        x, y = GAP + column * (column_width + GAP), LINE + 2 * GAP + row * row_height
+        page.paste(enlarge_image(cell.image), (x + (column_width - SIDE) // 2, y))
+        for number, line in enumerate(captions[index]):
+            place = x + column_width / 2, y + SIDE + 2 + number * LINE
+            draw.text(place, line, fill=cell.color, font=font, anchor="ma")
     with atomic_write(path) as tmp:
         page.save(tmp, format="png", optimize=True)
 
@@ -47,13 +54,21 @@ def enlarge_image(image: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB").resize((SIDE, SIDE), Image.Resampling.NEAREST)
 
 
+def wrap_captions(captions: list[str], font: ImageFont.FreeTypeFont) -> list[list[str]]:
+    """The lines of each caption: one if all captions fit below an image, else one for each part."""
+    single = [caption.replace("\n", " ") for caption in captions]
+    if all(font.getlength(line) <= SIDE + GAP for line in single):
+        return [[line] for line in single]
+    return [[shorten_text(part.strip(), font) for part in caption.split("\n")] for caption in captions]
+
+
 def shorten_text(text: str, font: ImageFont.FreeTypeFont) -> str:
-    """The text, or as much of its start as fits below an image."""
-    if font.getlength(text) <= SIDE + GAP:
-        return text
-    while text and font.getlength(text + "…") > SIDE + GAP:
-        text = text[:-1]
-    return text + "…"
+    """The text, or as much of its start and its end as fits into MAX_CAPTION pixels."""
+    kept, shortened = len(text), text
+    while font.getlength(shortened) > MAX_CAPTION:
+        kept -= 1
+        shortened = f"{text[: (kept + 1) // 2]}…{text[len(text) - kept // 2 :]}"
+    return shortened
 
 
 def draw_scatter(

@@ -1,5 +1,6 @@
 """The format of the folder of splits: memory-mapped .npy files of images and labels, and a JSON that describes them."""
 
+import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,6 +72,21 @@ def read_names(folder: Path, split: Split) -> list[str] | None:
 def names_file(folder: Path, split: Split) -> Path:
     """One name on each line."""
     return folder / f"{split}-names.txt"
+
+
+def name_images(folder: Path, split: Split, count: int) -> list[str]:
+    """What reports call the `count` images of the split: their file names, or their indices in the split."""
+    return read_names(folder, split) or [str(index) for index in range(count)]
+
+
+def hash_split(folder: Path, split: Split) -> str:
+    """The start of the SHA-256 of the split's images and labels: equal only if a model is tested on the same images."""
+    digest = hashlib.sha256()
+    for part in ("images", "labels"):
+        with (folder / f"{split}-{part}.npy").open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()[:12]
 
 
 def open_npy(path: Path, dimensions: int) -> NDArray[Any]:

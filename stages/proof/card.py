@@ -30,7 +30,7 @@ Data set `{dataset}`, from {origin}. SHA-256 of the splits: `{splits_sha256}`.
 | what | value |
 |---|---|
 | accuracy | {accuracy:.2%} (95 % interval {accuracy_low:.2%} to {accuracy_high:.2%}); required: {min_accuracy:.2%} |
-| macro F1 | {macro_f1:.4f} |
+| macro F1 | {macro_f1:.4f}; required: {min_macro_f1:.4f} |
 | log loss | {loss:.4f} |
 | calibration error | {calibration_error:.4f} |
 
@@ -80,7 +80,8 @@ def make_card(certificate: dict[str, Any], evaluation: dict[str, Any], header: W
     arithmetic = str(environment.get("arithmetic", "native"))
     rows = {**environment, **libraries}
     return TEMPLATE.format(
-        **{**evaluation, **certificate["quality"]},
+        **certificate["quality"],
+        **{key: evaluation[key] for key in ("loss", "calibration_error")},
         **{key: certificate["parity"][key] for key in ("atol", "margin", "configurations")},
         **{key: certificate[key] for key in ("model_sha256", "weights_sha256", "golden_sha256", "sha256")},
         splits_sha256=certificate["dataset"]["splits_sha256"],

@@ -32,6 +32,21 @@ def class_scores(predicted: Ints, labels: Ints, classes: int) -> Floats:
     return np.stack(scores[:3], axis=1)
 
 
+def majority_scores(labels: Ints, classes: int) -> tuple[float, float]:
+    """Accuracy and macro F1 of a classifier that always answers the most frequent class."""
+    frequency = int(np.bincount(labels).max()) / len(labels)
+    return frequency, 2 * frequency / (1 + frequency) / classes
+
+
+def confused_pairs(predicted: Ints, labels: Ints, count: int) -> list[tuple[int, int, int]]:
+    """The `count` pairs of classes that are taken for each other most often, in either direction, with how often."""
+    wrong = predicted != labels
+    pairs = np.sort(np.stack([predicted[wrong], labels[wrong]], axis=1), axis=1)
+    unique, times = np.unique(pairs, axis=0, return_counts=True)
+    most = np.argsort(-times, kind="stable")[:count]
+    return [(int(one), int(other), int(number)) for (one, other), number in zip(unique[most], times[most], strict=True)]
+
+
 def reliability_table(probabilities: Floats, labels: Ints) -> list[tuple[float, float, int]]:
     """Mean confidence, accuracy and number of images, in bins of confidence of equal width; without empty bins."""
     confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
-from stages.core.figures import GAP, LINE, SIDE, CaptionedImage, draw_grid
+from stages.core.figures import GAP, LINE, MAX_CAPTION, SIDE, CaptionedImage, draw_grid, shorten_text
 
 
 def make_cells(count: int, channels: int = 1) -> list[CaptionedImage]:
@@ -57,7 +58,28 @@ def test_a_caption_has_its_colour_and_is_cut_to_its_cell(tmp_path: Path) -> None
     below = page[LINE + 2 * GAP + SIDE :]
     red = np.flatnonzero((below[..., 0] - below[..., 1] > 100).any(axis=0))
     assert red.size
-    assert red.max() <= GAP + SIDE + GAP
+    assert red.max() <= GAP + MAX_CAPTION + GAP
+
+
+def test_long_captions_are_drawn_whole_in_several_lines_and_a_wider_column(tmp_path: Path) -> None:
+    image = np.zeros((1, 4, 4), np.uint8)
+    for name, caption in (("short", "cat →\ndog\n 9%"), ("long", "european_badger →\nwhite_tailed_eagle\n 97%")):
+        draw_grid(tmp_path / f"{name}.png", "a", [CaptionedImage(image, caption)] * 2, 2)
+    short, long = read_pixels(tmp_path / "short.png"), read_pixels(tmp_path / "long.png")
+    assert short.shape[:2] == (2 * LINE + 2 * GAP + SIDE + GAP, 3 * GAP + 2 * SIDE)
+    assert long.shape[0] == short.shape[0] + 2 * LINE
+    assert long.shape[1] > short.shape[1]
+
+
+@pytest.mark.parametrize("text", [f"station wagon of the year 1999 in {color}" for color in ("red", "blue")])
+def test_a_text_that_is_too_long_keeps_its_start_and_its_end(text: str) -> None:
+    font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size=12)
+    shortened = shorten_text(text, font)
+    assert font.getlength(shortened) <= MAX_CAPTION
+    start, end = shortened.split("…")
+    assert text.startswith(start)
+    assert text.endswith(end)
+    assert min(len(start), len(end)) > 8
 
 
 def test_a_long_title_widens_the_page(tmp_path: Path) -> None:

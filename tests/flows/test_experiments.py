@@ -9,6 +9,7 @@ from conftest import ROOT
 from repositories import commit_all, run_command, run_dvc
 from toys import last_run, post_api, run_flow_module
 
+from flows.dvc.params_file import set_param
 from flows.experiments import read_experiments
 
 
@@ -33,13 +34,40 @@ def test_two_experiments_of_one_name_are_one_line(project: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.ci
 def test_all_sets_run_as_experiments_and_a_failed_one_is_named(project: Path) -> None:
-    (project / "experiments.yaml").write_text("other_seed:\n  train.seed: 4\nhopeless:\n  evaluate.min_accuracy: 1.0\n")
+    impossible = "impossible:\n  validate_parity.atol: 1.0e-30\n"
+    (project / "experiments.yaml").write_text(f"other_seed:\n  train.seed: 4\n{impossible}")
     commit_all(project)
     result = run_command(project, sys.executable, "-m", "flows.experiments", "--all", status=1)
-    assert "failed: hopeless" in result.stdout.splitlines()
+    assert "failed: impossible" in result.stdout.splitlines()
     assert "other-seed" in result.stdout
     assert "\nother-seed," in run_dvc(project, "exp", "show", "--csv").stdout
     assert run_command(project, "git", "status", "--porcelain").stdout == ""
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_an_experiment_that_fails_its_gate_keeps_its_metrics_and_gets_no_certificate(project: Path) -> None:
+    (project / "experiments.yaml").write_text("hopeless:\n  evaluate.min_accuracy: 1.0\n  train.seed: 9\n")
+    commit_all(project)
+    result = run_command(project, sys.executable, "-m", "flows.experiments", "hopeless")
+    assert "not good enough: its metrics are kept" in result.stdout
+    header, *rows = [line for line in result.stdout.splitlines() if line.startswith("|")]
+    columns = [cell.strip() for cell in header.split("|")]
+    verdicts = {row.split("|")[1].strip(): row.split("|")[columns.index("passed")].strip() for row in rows}
+    assert next(verdict for name, verdict in verdicts.items() if "hopeless" in name) == "False"
+    assert verdicts["main"] == "True"
+
+    run_dvc(project, "exp", "apply", "hopeless")
+    report = json.loads((project / "data/reports/evaluate.json").read_text())
+    assert (report["passed"], report["min_accuracy"], report["gate"]) == (False, 1.0, "record")
+    refused = run_command(project, sys.executable, "-m", "lockstep", "verify", status=1)
+    assert "certifies nothing: accuracy 0." in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+    set_param(project / "params.yaml", "evaluate.gate", "enforce")
+    result = run_dvc(project, "repro", status=None)  # a plain run ends with a failure
+    assert result.returncode != 0
+    assert "is below evaluate.min_accuracy 1.0" in result.stderr
 
 
 @pytest.mark.slow

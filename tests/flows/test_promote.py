@@ -42,7 +42,7 @@ def test_a_model_that_is_not_worse_is_promoted_and_a_worse_one_refused(
 ) -> None:
     first = (project / "data/model/model.onnx").read_bytes()
     result = promote(project, prefect_api_url)  # with the audit
-    assert "audit: passed, All 20 outputs have the same bytes as dvc.lock" in result.stdout
+    assert "audit: passed, All 23 outputs have the same bytes as dvc.lock" in result.stdout
     assert "Promoted: classifier v0.0.1 is now prod" in result.stdout
     assert get_artifact(project, tmp_path) == first
     assert "this commit is prod already" in promote(project, prefect_api_url, "--skip-audit", status=1).stdout

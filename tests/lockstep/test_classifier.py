@@ -17,6 +17,7 @@ from PIL import Image
 from served import certify, png_bytes
 
 from lockstep import Classifier, ImageError, LockstepError, Prediction, ProofFiles
+from lockstep.certificate import hash_content, serialize_certificate
 
 Tested = tuple[np.ndarray, np.ndarray]
 
@@ -217,3 +218,62 @@ print(json.dumps(sorted({{name.split(".")[0] for name in sys.modules}})))
     imported = set(json.loads(result.stdout.splitlines()[-1]))
     assert {"numpy", "onnxruntime", "PIL"} <= imported
     assert not imported & {"torch", "onnx", "stages", "flows", "fastapi", "pydantic", "starlette", "sklearn", "scipy"}
+
+
+def test_noise_and_blank_images_are_rejected_and_real_ones_are_not(classifier: Classifier, test_set: Tested) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (100, 28, 28), dtype=np.uint8)
+    blank = np.stack([np.full((28, 28), value, np.uint8) for value in (0, 100, 255)])
+    for images in (noise, blank):
+        assert {one.label for one in classifier.predict(images, reject=True)} == {None}
+        assert None not in {one.label for one in classifier.predict(images)}
+    real, rejecting = classifier.predict(test_set[0]), classifier.predict(test_set[0], reject=True)
+    assert [one.label for one in rejecting].count(None) <= 10  # of 200
+    assert [one.probabilities for one in rejecting] == [one.probabilities for one in real]
+    unsure = min(real, key=lambda one: one.probability)
+    assert classifier.reject_rule
+    assert (unsure.probability < classifier.reject_rule.min_probability) <= (
+        rejecting[real.index(unsure)].label is None
+    )
+
+
+def change_metadata(model: Path, **changes: str | None) -> Path:
+    proto = onnx.load(model)
+    properties = {entry.key: entry.value for entry in proto.metadata_props} | changes
+    onnx.helper.set_model_props(proto, {key: value for key, value in properties.items() if value is not None})
+    model.write_bytes(proto.SerializeToString())
+    return model
+
+
+def test_a_model_without_a_rule_cannot_reject(model_copy: Path, test_set: Tested) -> None:
+    path = change_metadata(model_copy, reject_below=None)
+    old = Classifier(path, verify=False)
+    assert None not in {one.label for one in old.predict(test_set[0])}
+    with pytest.raises(LockstepError, match="cannot reject images, since its metadata have no reject_below; export it"):
+        old.predict(test_set[0], reject=True)
+
+
+@pytest.mark.parametrize("value", ["high", "NaN", ""])
+def test_a_rule_that_is_not_valid_is_refused(value: str, model_copy: Path) -> None:
+    with pytest.raises(LockstepError, match="its metadata reject_below or reject_roughness are not valid"):
+        Classifier(change_metadata(model_copy, reject_below=value), verify=False)
+
+
+def test_a_certificate_of_an_earlier_version_is_read(model_copy: Path) -> None:
+    certificate = model_copy.parent / "certificate.json"
+    content = json.loads(certificate.read_text())
+    for key in ("macro_f1", "min_macro_f1", "sha256"):
+        (content["quality"] if key != "sha256" else content).pop(key)
+    content["sha256"] = hash_content(content)
+    certificate.write_bytes(serialize_certificate(content))
+    quality = Classifier(model_copy).certificate.quality
+    assert (quality.macro_f1, quality.min_accuracy) == (None, 0.97)
+
+
+def test_a_certificate_below_its_floor_of_macro_f1_is_refused(model_copy: Path) -> None:
+    certificate = model_copy.parent / "certificate.json"
+    content = json.loads(certificate.read_text())
+    content["quality"]["min_macro_f1"] = 1.1
+    content["sha256"] = hash_content(content)
+    certificate.write_bytes(serialize_certificate(content))
+    with pytest.raises(LockstepError, match=r"macro F1 \S+ is below the required 1.1; train a better model"):
+        Classifier(model_copy)

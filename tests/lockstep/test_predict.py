@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from conftest import ROOT
 from PIL import Image
+from sklearn.datasets import load_digits
 
 
 @pytest.fixture
@@ -112,3 +114,28 @@ def test_a_closed_pipe_is_not_an_error(stage_outputs: Path, images: Path) -> Non
 def test_images_of_several_batches_keep_their_order(stage_outputs: Path, images: Path) -> None:
     names = [images / f"{index % 2}.png" for index in range(150)]
     assert [row["file"] for row in parse_rows(run_predict(stage_outputs, *names, "--json"))] == list(map(str, names))
+
+
+def test_reject_says_none_of_these(handwriting_model: Path, tmp_path: Path) -> None:
+    digit = load_digits().images[10] * 15  # of class 0
+    Image.fromarray(digit.astype(np.uint8)).resize((80, 80), Image.Resampling.BICUBIC).save(tmp_path / "digit.png")
+    stripes = np.full((80, 80), 255, np.uint8)
+    stripes[20:60, 20:60] = np.arange(40) % 8 // 4 * 255
+    Image.fromarray(stripes).save(tmp_path / "stripes.png")
+    arguments = (handwriting_model.parent, tmp_path / "stripes.png", tmp_path / "digit.png")
+    rows = parse_rows(run_predict(*arguments, "--json", "--reject"))
+    assert [row["label"] for row in rows] == [None, "0"]
+    table = run_predict(*arguments, "--reject").stdout.decode().splitlines()
+    assert ["none of these" in line for line in table] == [True, False]
+    assert "none of these" not in run_predict(*arguments).stdout.decode()
+
+
+def test_reject_with_a_model_that_cannot_is_one_line(model_copy: Path, images: Path) -> None:
+    proto = onnx.load(model_copy)
+    kept = {entry.key: entry.value for entry in proto.metadata_props if not entry.key.startswith("reject")}
+    onnx.helper.set_model_props(proto, kept)
+    model_copy.write_bytes(proto.SerializeToString())
+    result = run_predict(model_copy.parent, images, "--reject", "--no-verify")
+    assert result.returncode == 2
+    assert b"cannot reject images" in result.stderr
+    assert result.stderr.count(b"\n") == 1

@@ -162,7 +162,7 @@ def test_the_openapi_document_describes_the_model_that_answers(service: Service)
     rows = post["requestBody"]["content"]["application/json"]["schema"]["properties"]["images"]["items"]
     assert (rows["minItems"], rows["items"]["maxItems"]) == (28, 28)
     prediction = document["components"]["schemas"]["Prediction"]
-    assert prediction["properties"]["label"]["enum"] == list("0123456789")
+    assert prediction["properties"]["label"]["enum"] == [*"0123456789", None]
     model, certificate = (document["components"]["schemas"][name]["properties"] for name in ("Model", "Certificate"))
     description = service.request("/model").json
     assert set(model) == set(description)
@@ -316,3 +316,18 @@ print(json.dumps(sorted({{name.split(".")[0] for name in sys.modules}})))
     imported = set(json.loads(result.stdout))
     assert {"lockstep", "starlette", "onnxruntime"} <= imported
     assert not imported & {"torch", "onnx", "stages", "flows", "sklearn", "prefect", "fastapi"}
+
+
+def test_reject_gives_the_label_null(service: Service, test_set: tuple[np.ndarray, np.ndarray]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
+    body = json.dumps({"images": [noise.tolist(), test_set[0][0, 0].tolist()]}).encode()
+    labels = [
+        [one["label"] for one in service.predict(body, "application/json", query).json["predictions"]]
+        for query in ("?reject=true", "")
+    ]
+    assert labels[0] == [None, labels[1][1]]
+    assert None not in labels[1]
+    assert service.request("/predict?reject=maybe", body, "application/json").status == 422
+    document = service.request("/openapi.json").json
+    assert {one["name"] for one in document["paths"]["/predict"]["post"]["parameters"]} == {"include_input", "reject"}
+    assert None in document["components"]["schemas"]["Prediction"]["properties"]["label"]["enum"]

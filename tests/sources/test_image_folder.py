@@ -54,7 +54,9 @@ def count_images(params: WriteParams, raw: Path, tmp_path: Path) -> dict[str, li
     splits = tmp_path / "splits"
     changes = {"size": 8, "validation_fraction": 0.2, "test_fraction": 1 / 3}
     changes = {f"preprocess.{key}": value for key, value in changes.items()}
-    preprocess(params=params(changes), raw=raw, splits=splits, samples=tmp_path / "samples.png")
+    preprocess(
+        params=params(changes), raw=raw, splits=splits, samples=tmp_path / "samples.png", findings=tmp_path / "data.md"
+    )
     return dict(json.loads((splits / "about.json").read_text())["counts_by_class"])
 
 
