@@ -57,7 +57,10 @@ BASELINE = {  # each test below changes some of it
 
 
 def output_paths(folder: Path) -> dict[str, Path]:
-    return {name: folder / file for name, file in OUTPUTS.items()} | {"checkpoints": folder / "checkpoints"}
+    return {name: folder / file for name, file in OUTPUTS.items()} | {
+        "pretrained": folder / "pretrained",
+        "checkpoints": folder / "checkpoints",
+    }
 
 
 def run_train(folder: Path, params: Path, splits: Path, seconds: float = 60) -> Path:
@@ -611,7 +614,7 @@ def test_the_environment_records_what_the_bytes_depend_on(
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("train.model", "resnet"),
+        ("train.model", "vgg"),
         ("train.optimizer", "rmsprop"),
         ("train.schedule", "cosine"),
         ("train.precision", "float16"),
