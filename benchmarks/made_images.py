@@ -1,7 +1,7 @@
 """Two sets of hard pictures in colour, made from nothing but a seed: printed glyphs, and signs.
 
-Each picture shows one object turned, partly covered, blurred and noisy, among other things. No class is the mirror image
-of another. `write_image_folder` writes them as a person would have them in data/own.
+Each picture shows one object turned, partly covered, blurred and noisy, among other things. No class is the mirror
+image of another. `write_image_folder` writes them as a person would have them in data/own.
 """
 
 import math
@@ -38,13 +38,15 @@ SIGNS: dict[str, tuple[str, Color, Color, str]] = {
 
 
 def draw_glyph(name: str, rng: random.Random) -> Image.Image:
-    """A letter, digit or ampersand in a random colour on nothing; strokes are thin or thick."""
+    """A letter, digit or ampersand in a random colour, with an outline that is light if it is dark, or the reverse."""
     side = SIZE * SCALE
     image = Image.new("RGBA", (side, side))
-    font = ImageFont.load_default(size=side * rng.uniform(0.55, 0.8))
-    stroke = rng.randrange(0, side // 40)
-    place, color = (side / 2, side / 2), random_color(rng)
-    ImageDraw.Draw(image).text(place, name, color, font, anchor="mm", stroke_width=stroke, stroke_fill=color)
+    font = ImageFont.load_default(size=side * rng.uniform(0.6, 0.85))
+    color = random_color(rng)
+    outline = vary_color((225, 225, 225) if sum(color) < 3 * 128 else (30, 30, 30), rng)
+    stroke = rng.randrange(side // 60, side // 24)
+    draw = ImageDraw.Draw(image)
+    draw.text((side / 2, side / 2), name, color, font, anchor="mm", stroke_width=stroke, stroke_fill=outline)
     return image
 
 
@@ -130,7 +132,7 @@ def draw_clutter(side: int, rng: random.Random) -> Image.Image:
     picture = Image.new("RGB", (side, side), random_color(rng))
     picture.paste(random_color(rng), (0, rng.randrange(side), side, side))
     draw = ImageDraw.Draw(picture)
-    for _ in range(rng.randrange(8, 22)):
+    for _ in range(rng.randrange(4, 14)):
         corners = sorted(rng.uniform(-0.2, 1.2) * side for _ in range(4))
         color, kind = random_color(rng), rng.randrange(4)
         box = (corners[0], corners[1], corners[2], corners[3])
@@ -168,9 +170,9 @@ def cover(picture: Image.Image, rng: random.Random) -> None:
 
 def random_tilt(side: int, rng: random.Random) -> list[float]:
     """Coefficients of Image.transform, near those of no change."""
-    tilt = [rng.uniform(-0.15, 0.15) for _ in range(4)]
-    return [1 + tilt[0], tilt[1], -side * (tilt[0] + tilt[1]) / 2, tilt[2], 1 + tilt[3], -side * (tilt[2] + tilt[3]) / 2,
-            rng.uniform(-1e-3, 1e-3) / SCALE, rng.uniform(-1e-3, 1e-3) / SCALE]  # fmt: skip
+    a, b, d, e = (rng.uniform(-0.15, 0.15) for _ in range(4))
+    perspective = [rng.uniform(-1e-3, 1e-3) / SCALE for _ in range(2)]
+    return [1 + a, b, -side * (a + b) / 2, d, 1 + e, -side * (d + e) / 2, *perspective]
 
 
 def add_noise(picture: Image.Image, rng: random.Random) -> Image.Image:

@@ -92,14 +92,14 @@ def conv_block(channels: int, width: int, padding: int = 0, pool: bool = False) 
 class ResNet(nn.Module):
     """Residual network (He et al., 2016, arXiv:1512.03385) for images of 32 to 96 pixels, with `depth` blocks a stage.
 
-    Its tensors have torchvision's names. With width 64 and depth 2 all but `conv1` have the shapes of its resnet18:
-    torchvision's 7x7 by steps of 2 with pooling would leave 2x2 pixels of an image of 64.
+    Its tensors have torchvision's names; with width 64 and depth 2 they have the shapes of its resnet18.
     """
 
     def __init__(self, channels: int, width: int, depth: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False)
         self.bn1, self.relu = nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         widths = [width, width, 2 * width, 4 * width, 8 * width]
         self.layer1, self.layer2, self.layer3, self.layer4 = (
             nn.Sequential(*residual_stage(before, after, depth, stride))
@@ -107,7 +107,7 @@ class ResNet(nn.Module):
         )
 
     def forward(self, image: Tensor) -> Tensor:
-        features = self.relu(self.bn1(self.conv1(image)))
+        features = self.maxpool(self.relu(self.bn1(self.conv1(image))))
         features = self.layer4(self.layer3(self.layer2(self.layer1(features))))
         pooled: Tensor = features.mean((2, 3))
         return pooled
