@@ -203,7 +203,6 @@ def test_the_history_file_always_has_complete_rows_during_the_training(
         {"train.brightness": 0.2},
         {"train.contrast": 0.2},
         {"train.erase": 0.3},
-        {"train.class_weights": "balanced"},
         {"train.precision": "bfloat16"},
         {"train.batch": 20},
         {"train.seed": 1},
