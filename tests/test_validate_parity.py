@@ -16,6 +16,7 @@ from conftest import ROOT, run_stage_in, stage_command
 from onnx import numpy_helper
 
 from stages.core.errors import StageError
+from stages.core.files import file_sha256
 from stages.network.weights import read_weights, write_weights
 from stages.validate_parity import validate_parity
 
@@ -511,3 +512,13 @@ def test_without_quality_there_is_no_certificate_and_the_previous_one_is_removed
     assert json.loads((tmp_path / "parity.json").read_text())["same"] is True
     assert not (tmp_path / "certificate.json").exists()
     assert not (tmp_path / "CARD.md").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_a_residual_network_for_colour_pictures_is_proven_without_a_change(colour_model: Path) -> None:
+    folder = colour_model.parent
+    assert json.loads((folder / "certificate.json").read_text())["model_sha256"] == file_sha256(colour_model)
+    assert json.loads((folder / "parity.json").read_text())["same"]
+    header = read_weights(folder / "weights.safetensors")[1]
+    assert (header.architecture, header.depth, header.channels) == ("resnet", 1, 3)
