@@ -453,13 +453,13 @@ def test_balanced_class_weights_find_a_rare_class(tmp_path: Path, params: Any) -
 @pytest.mark.skipif("avx512f" not in cpu_fields().get("flags", ""), reason="needs a CPU with AVX-512")
 def test_a_residual_network_trains_in_native_arithmetic_on_batches_of_63(tmp_path: Path, params: Any) -> None:
     """oneDNN's AVX-512 kernel for a 1x1 convolution with a stride dies of it: `subsample_before_pointwise`."""
-    splits = write_splits(tmp_path / "splits", train=63 * 4, size=32)
-    native = {"machine.arithmetic": "native", "machine.threads": 2, "train.batch": 63, "train.min_steps": 20}
+    splits = write_splits(tmp_path / "splits", train=63 * 4, size=64)
+    native = {"machine.arithmetic": "native", "machine.threads": 2, "train.batch": 63, "train.min_steps": 10}
     command = train_command(tmp_path, params({**RESNET, **native}), splits)
     environment = {name: value for name, value in os.environ.items() if name not in PORTABLE_ENV}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.returncode}: {done.stderr[-500:]}"
-    assert read_report(tmp_path)["step"] == 20
+    assert read_report(tmp_path)["step"] == 10
 
 
 @pytest.mark.parametrize(("normalize", "uses_dataset"), [("dataset", True), ("none", False)])
