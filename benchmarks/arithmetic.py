@@ -25,7 +25,7 @@ from ruamel.yaml import YAML
 from stages.core.arithmetic import OPENMP_SPIN, PORTABLE_ENV
 
 ROOT = Path(__file__).parent.parent
-OUTPUTS = ("weights", "history", "trace", "report", "environment", "checkpoints")
+OUTPUTS = ("weights", "history", "trace", "report", "environment", "checkpoints", "pretrained")
 LIBRARY_DEFAULT = {"GOMP_SPINCOUNT": "300000"}  # the default of GNU OpenMP
 app = App(name="python -m benchmarks.arithmetic", result_action="return_none")
 

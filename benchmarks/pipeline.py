@@ -166,7 +166,7 @@ def train_one_epoch(project: Path, factor: int) -> dict[str, float]:
     params["train"] |= {"epochs": 1, "min_steps": 1, "monitor": "none"}
     folder.mkdir()
     (folder / "params.yaml").write_text(json.dumps(params))
-    names = ("weights", "history", "trace", "report", "environment", "checkpoints")
+    names = ("weights", "history", "trace", "report", "environment", "checkpoints", "pretrained")
     flags = [f"--params={folder / 'params.yaml'}", *(f"--{name}={folder / name}" for name in names)]
     result = run_command([sys.executable, "-m", "stages.train", f"--splits={splits}", *flags], project)
     match = re.search(r"steps in ([\d.]+) s", result.output)

@@ -120,12 +120,13 @@ def run_ours(name: str, seed: int, threads: int, folder: Path) -> dict[str, Any]
         findings=folder / "data.md",
     )
     paths = {name: folder / name for name in ("weights", "history", "trace", "report", "environment")}
-    output = run_stage("train", folder, splits=folder / "splits", checkpoints=folder / "checkpoints", **paths)
+    paths |= {name: folder / name for name in ("splits", "pretrained", "checkpoints")}
+    output = run_stage("train", folder, **paths)
     match = re.search(r"(\d+) steps in ([\d.]+) s", output)
     assert match, output
     network, _ = read_weights(folder / "weights")
     if params["train"]["stem"] == "whitened":
-        network.body[0].requires_grad_(False)
+        next(network.body.children()).requires_grad_(False)
     count, seconds = read_splits_info(folder / "splits").counts["train"], float(match[2])
     steps = int(match[1]) * params["train"]["batch"]
     return {

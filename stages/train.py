@@ -3,13 +3,12 @@
 import time
 from copy import deepcopy
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
 from stages.core.command import echo, run_stage
 from stages.core.device import environment_record, prepare_device
@@ -17,30 +16,56 @@ from stages.core.errors import StageError
 from stages.core.files import write_json
 from stages.core.params import Machine, Section, read_section
 from stages.core.splits import Split, SplitsInfo, read_images, read_labels, read_splits_info
-from stages.network.models import Classifier, ModelName, build_model, whiten_stem
+from stages.network.models import Classifier, ModelName, build_model, find_stem, whiten_stem
+from stages.network.pretrained import load_pretrained
 from stages.network.weights import WeightsHeader, parameter_count, write_weights
-from stages.training.augmentation import random_affine, random_shift
+from stages.training.augmentation import (
+    random_affine,
+    random_color,
+    random_crop,
+    random_erasing,
+    random_flip,
+    random_shift,
+)
 from stages.training.batches import Batches
 from stages.training.calibration import fit_temperature
 from stages.training.checkpoint import Checkpoint, TrainingState, fingerprint, lock_folder
 from stages.training.distributed import ProcessGroup, distributed_context, is_worker, launch_workers
 from stages.training.history import COLUMNS, History
 from stages.training.optimizers import FlatAdamW, Muon, Optimizer, OptimizerName, ScheduleName, lr_factor, set_lr
+from stages.training.progress import report_progress
 from stages.training.trace import Trace
 
+IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # mean and std, of torchvision's pretrained weights
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Train(Section):
+    # Params at these values do nothing, and the weights file does not name them: it stays the same to the byte.
+    inactive: ClassVar[dict[str, Any]] = {
+        "depth": 2,
+        "start_from": "",
+        "class_weights": "none",
+        "crop": 1.0,
+        "flip": False,
+        "brightness": 0.0,
+        "contrast": 0.0,
+        "saturation": 0.0,
+        "erase": 0.0,
+    }
+
     model: ModelName
     width: int = Field(ge=1, le=4096)
+    depth: int = Field(ge=1, le=64)
+    start_from: str | None
     stem: Literal["learned", "whitened"]
     seed: int = Field(ge=0, lt=2**63)
     epochs: float = Field(ge=0, le=10_000)
     min_steps: int = Field(ge=1)
     batch: int = Field(ge=1, le=1_000_000)
     shuffle: bool
-    normalize: Literal["dataset", "none"]
+    normalize: Literal["dataset", "imagenet", "none"]
+    class_weights: Literal["none", "balanced"]
     optimizer: OptimizerName
     learning_rate: float = Field(gt=0)
     muon_rate: float = Field(gt=0)
@@ -54,6 +79,12 @@ class Train(Section):
     shift: int = Field(ge=0)
     rotate: float = Field(ge=0, le=180)
     zoom: float = Field(ge=0, lt=1)
+    crop: float = Field(gt=0, le=1)
+    flip: bool
+    brightness: float = Field(ge=0, le=1)
+    contrast: float = Field(ge=0, le=1)
+    saturation: float = Field(ge=0, le=1)
+    erase: float = Field(ge=0, le=1)
     precision: Literal["float32", "bfloat16"]
     monitor: Literal["validation", "test", "none"]
     keep: Literal["last", "best"]
@@ -67,13 +98,19 @@ class Train(Section):
             raise ValueError(f"keep: best selects by the validation split, but monitor is {self.monitor}")
         if self.optimizer in ("sgd", "muon") and self.nesterov and not self.momentum:
             raise ValueError("nesterov: true needs a momentum above 0")
+        if self.start_from and self.stem == "whitened":
+            raise ValueError("train.start_from brings its own first convolution: set train.stem to learned")
         return self
+
+    def active_params(self) -> dict[str, Any]:
+        return {key: value for key, value in self.model_dump().items() if self.inactive.get(key, ...) != value}
 
 
 def train(
     *,
     params: Path,
     splits: Path,
+    pretrained: Path,
     weights: Path,
     history: Path,
     trace: Path,
@@ -87,6 +124,7 @@ def train(
     Args:
         params: The params file; its sections `train` and `machine` are read.
         splits: Folder of splits, written by the stage preprocess.
+        pretrained: Folder of a person's pretrained weights, in which `train.start_from` names a file.
         weights: Output file of the trained weights, safetensors.
         history: Output table of losses and accuracies, CSV; it grows during the training.
         trace: Output table of checksums of every tensor, CSV.
@@ -111,13 +149,16 @@ def train(
         weights, history, trace, report, environment, checkpoints = paths
         machine_record = environment_record(machine, device)
         images, labels = load_split(splits, "train", device)
-        network = make_network(section, info, images[:3000]).to(memory_format=torch.channels_last).to(device)
+        network = make_network(section, info, images[:3000])
+        stem = find_stem(network, images)
+        start = [load_pretrained(network, pretrained / section.start_from, info.classes)] if section.start_from else []
+        network = network.to(memory_format=torch.channels_last).to(device)
         batches = Batches(images, labels, section.batch, section.shuffle, section.seed, process_group)
-        steps = max(section.min_steps, round(section.epochs * batches.per_epoch))
+        steps = count_steps(section, batches)
         rows = History(history, steps, section.points, batches.per_epoch, process_group)
-        state = TrainingState(network, make_optimizers(section, network), rows, Trace(network, steps))
+        state = TrainingState(network, make_optimizers(section, network, stem), rows, Trace(network, steps))
         description = {"params": section.model_dump(), "environment": machine_record}
-        checkpoint = Checkpoint(checkpoints, fingerprint(description, list(splits.iterdir())), checkpoint_seconds)
+        checkpoint = Checkpoint(checkpoints, fingerprint(description, [*splits.iterdir(), *start]), checkpoint_seconds)
         monitored = None if section.monitor == "none" else load_split(splits, section.monitor, device)
         started = time.perf_counter()
         fit(section, state, batches, monitored, checkpoint, process_group)
@@ -125,7 +166,8 @@ def train(
         if section.calibrate != "none":
             images, labels = load_split(splits, section.calibrate, device)
             network.temperature.fill_(fit_temperature(predict(network, images), labels))
-        write_weights(weights, network, WeightsHeader.of(section.model, section.width, info, section.model_dump()))
+        header = WeightsHeader.of(section.model, section.width, info, section.active_params(), section.depth)
+        write_weights(weights, network, header)
         state.trace.write(trace)
         write_json(report, make_report(section, network, rows))
         write_json(environment, machine_record)
@@ -142,6 +184,19 @@ def check_splits(section: Train, info: SplitsInfo) -> None:
         if getattr(section, param) == "validation" and not info.counts["validation"]:
             remedy = f"raise preprocess.validation_fraction, or set it to {alternative}"
             raise StageError(f"train.{param}: the validation split is empty: {remedy}")
+    if section.normalize == "imagenet" and info.channels != 3:
+        raise StageError("train.normalize: imagenet needs colour images: set preprocess.channels to 3")
+
+
+def count_steps(section: Train, batches: Batches) -> int:
+    """The steps of `train.epochs`, or `train.min_steps`; says how many epochs they are if that is what decides."""
+    steps = max(1, round(section.epochs * batches.per_epoch))
+    if steps >= section.min_steps:
+        return steps
+    if section.epochs:
+        epochs = f"{section.min_steps / batches.per_epoch:.4g} epochs of {len(batches.images)} images"
+        echo(f"train.min_steps: {section.min_steps} steps are {epochs}; train.epochs: {section.epochs:g} are {steps}")
+    return section.min_steps
 
 
 def load_split(splits: Path, split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -153,15 +208,16 @@ def load_split(splits: Path, split: Split, device: torch.device) -> tuple[Tensor
 def make_network(section: Train, info: SplitsInfo, images: Tensor) -> Classifier:
     torch.manual_seed(section.seed)
     identity = [0.0] * info.channels, [1.0] * info.channels
-    mean, std = (info.mean, info.std) if section.normalize == "dataset" else identity
-    network = build_model(section.model, section.width, info.size, info.channels, len(info.classes), mean, std)
+    mean, std = {"dataset": (info.mean, info.std), "imagenet": IMAGENET, "none": identity}[section.normalize]
+    shape = info.size, info.channels, len(info.classes)
+    network = build_model(section.model, section.width, *shape, mean, std, section.depth)
     if section.stem == "whitened":
         whiten_stem(network, images.cpu())
     return network
 
 
-def make_optimizers(section: Train, network: Classifier) -> list[Optimizer]:
-    """One optimizer, or with `muon` two: Muon for the convolutions after the first, AdamW for all other parameters."""
+def make_optimizers(section: Train, network: nn.Module, stem: nn.Module | None) -> list[Optimizer]:
+    """One optimizer, or with `muon` two: Muon for the convolutions but the stem, AdamW for all other parameters."""
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     lr, betas, decay = section.learning_rate, section.betas, section.weight_decay
     # Fused kernels use the CPU's square root instruction, which rounds alike on every CPU. The for-loop implementation
@@ -175,7 +231,8 @@ def make_optimizers(section: Train, network: Classifier) -> list[Optimizer]:
             momentum, nesterov = section.momentum, section.nesterov
             return [torch.optim.SGD(parameters, lr, momentum, weight_decay=decay, nesterov=nesterov, fused=True)]
         case "muon":
-            convolutions = [weight for weight in network.parameters() if weight.ndim == 4][1:]
+            first = [] if stem is None else [id(parameter) for parameter in stem.parameters()]
+            convolutions = [weight for weight in parameters if weight.ndim == 4 and id(weight) not in first]
             others = [parameter for parameter in parameters if all(parameter is not weight for weight in convolutions)]
             muon = Muon(convolutions, section.muon_rate, section.momentum, section.nesterov)
             return [muon, FlatAdamW(others, lr, betas, decay)]
@@ -198,13 +255,18 @@ def fit(
         state.trace.record(0)
     history.write()
     ddp_network = process_group.wrap_ddp(network)
-    steps = range(state.steps_done, history.steps)
-    for step in tqdm(steps, initial=steps.start, total=history.steps, unit="step", disable=None):
+    class_weights = make_class_weights(section, network, batches.labels)
+    for step in report_progress(range(state.steps_done, history.steps)):
         images, labels = batches.batch(step)
         images = augment(section, images, batches.augmentation_rng(step))
         factor = lr_factor(section.schedule, section.warmup, step, history.steps)
         set_lr(state.optimizers, factor)
-        loss, logits = train_step(section, ddp_network, state.optimizers, images, labels)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=section.precision == "bfloat16"):
+            loss, logits = forward(section, ddp_network, images, labels, class_weights)
+        network.zero_grad()
+        loss.backward()
+        for optimizer in state.optimizers:
+            optimizer.step()
         lr = factor * section.learning_rate
         history.record_step(step, lr, loss, logits, labels)
         state.trace.record(step + 1)
@@ -228,26 +290,37 @@ def augment(section: Train, images: Tensor, generator: torch.Generator) -> Tenso
         images = random_affine(images, section.rotate, section.zoom, generator)
     if section.shift:
         images = random_shift(images, section.shift, generator)
+    if section.crop < 1:
+        images = random_crop(images, section.crop, generator)
+    if section.flip:
+        images = random_flip(images, generator)
+    if section.brightness or section.contrast or section.saturation:
+        images = random_color(images, section.brightness, section.contrast, section.saturation, generator)
+    if section.erase:
+        images = random_erasing(images, section.erase, generator)
     return images
 
 
-def train_step(
-    section: Train, network: nn.Module, optimizers: list[Optimizer], images: Tensor, labels: Tensor
+def make_class_weights(section: Train, network: Classifier, labels: Tensor) -> Tensor | None:
+    """With `balanced`, the weight of a class in the loss is inverse to its number of images; 1 in the mean of them."""
+    if section.class_weights == "none":
+        return None
+    counts = torch.bincount(labels.cpu(), minlength=network.head.out_features)
+    return (len(labels) / (len(counts) * counts.clamp(min=1))).to(network.mean.device)
+
+
+def forward(
+    section: Train, network: nn.Module, images: Tensor, labels: Tensor, class_weights: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Update the weights with one batch; returns the loss and the logits before the update."""
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=section.precision == "bfloat16"):
-        try:
-            logits = network(images)
-        except ValueError as error:  # batch norm needs more than one value per channel
-            reason = f"{len(images)} is too few for {section.model} at this size: {error}"
-            raise StageError(f"train.batch: {reason}") from None
-        # Label smoothing: Szegedy et al., 2015, arXiv:1512.00567.
-        loss = functional.cross_entropy(logits, labels, label_smoothing=section.label_smoothing)
-    network.zero_grad()
-    loss.backward()
-    for optimizer in optimizers:
-        optimizer.step()
-    return loss, logits
+    """The loss and the logits of one batch."""
+    try:
+        logits = network(images)
+    except ValueError as error:  # batch norm needs more than one value per channel
+        reason = f"{len(images)} is too few for {section.model} at this size: {error}"
+        raise StageError(f"train.batch: {reason}") from None
+    # Label smoothing: Szegedy et al., 2015, arXiv:1512.00567.
+    smoothing = section.label_smoothing
+    return functional.cross_entropy(logits, labels, class_weights, label_smoothing=smoothing), logits
 
 
 def measure(network: Classifier, images: Tensor, labels: Tensor, label_smoothing: float) -> tuple[float, float]:

@@ -214,6 +214,14 @@ def model_copy(stage_outputs: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def colour_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A residual network trained on made pictures of signs in colour."""
+    from served import train_on_made_pictures
+
+    return train_on_made_pictures(tmp_path_factory.mktemp("colour"))
+
+
+@pytest.fixture(scope="session")
 def handwriting_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model trained on scikit-learn's handwritten digits, prepared like MNIST's."""
     from served import train_on_handwriting

@@ -66,6 +66,7 @@ def run_train(folder: Path, raw: Path, changes: dict[str, Any]) -> Path:
     train(
         params=params,
         splits=folder / "splits",
+        pretrained=folder / "pretrained",
         weights=folder / "weights.safetensors",
         history=folder / "history.csv",
         trace=folder / "trace.csv",

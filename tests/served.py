@@ -19,6 +19,7 @@ from conftest import ROOT, idx_bytes, run_stage_in, write_params
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image
+from ruamel.yaml import YAML
 from toys import wait_until
 
 from lockstep.certificate import hash_content
@@ -145,6 +146,31 @@ def train_on_handwriting(folder: Path) -> Path:
     }
     write_params(folder / "params.yaml", recipe)
     for stage in (preprocess, train, evaluate, export_onnx, validate_parity):
+        run_stage_in(folder, stage)
+    return folder / "model.onnx"
+
+
+def train_on_made_pictures(folder: Path) -> Path:
+    """A proven residual network for colour pictures of five kinds of sign, through all stages."""
+    from benchmarks.made_images import class_folder, make_picture
+    from stages.download import download
+    from stages.evaluate import evaluate
+    from stages.export_onnx import export_onnx
+    from stages.preprocess import preprocess
+    from stages.train import train
+    from stages.validate_parity import validate_parity
+
+    for kind in ("stop", "clinic", "exit", "danger", "main-road"):
+        for index in range(40):
+            path = folder / "own" / class_folder(kind) / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            make_picture("signs", kind, str(index)).save(path)
+    photos = YAML(typ="safe", pure=True).load(ROOT / "experiments.yaml")["photos"]
+    small = {"preprocess.size": 32, "train.width": 16, "train.epochs": 0, "train.min_steps": 150, "train.points": 2}
+    trained = {"train.optimizer": "muon", "train.betas": [0.7, 0.9], "train.learning_rate": 0.01}
+    changes = {**photos, **trained, **small, "download.dataset": "own", "evaluate.min_accuracy": 0.6}
+    write_params(folder / "params.yaml", changes)
+    for stage in (download, preprocess, train, evaluate, export_onnx, validate_parity):
         run_stage_in(folder, stage)
     return folder / "model.onnx"
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import write_raw
+from conftest import ROOT, write_raw
 from PIL import Image
 from repositories import STAGES, create_project, run_command
 
@@ -111,3 +111,24 @@ def test_the_costs_of_each_stage_and_of_ten_times_the_data_are_measured(finished
         assert re.search(rf"^\| {name} \| [\d.]+ s \|", result.stdout, re.MULTILINE)
     assert "`dvc repro` with nothing to do: " in result.stdout
     assert re.search(r"An epoch of [\d,]+ images takes [\d.]+ times as long", result.stdout)
+
+
+def test_photos_is_compared_on_made_pictures_that_the_seed_alone_determines(tmp_path: Path) -> None:
+    from benchmarks.made_images import SIZE, write_image_folder
+
+    names = write_image_folder(tmp_path / "one", "glyphs", 4, 1, seed=3, label_noise=0.25)
+    write_image_folder(tmp_path / "two", "glyphs", 4, 1, seed=3, label_noise=0.25)
+    files = [path.relative_to(tmp_path / "one") for path in sorted((tmp_path / "one").rglob("*.png"))]
+    assert len(files) == len(names) * 5
+    assert all((tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes() for file in files)
+    mislabelled = [file for file in files if not file.name.startswith(f"{file.parent.name}-")]
+    assert {file.parts[0] for file in mislabelled} == {"train"}
+    assert len(mislabelled) == len(names)  # one of four
+    with Image.open(tmp_path / "one" / files[0]) as picture:
+        assert (picture.size, picture.mode) == ((SIZE, SIZE), "RGB")
+    short = ["--override", "train.epochs=0", "--override", "train.min_steps=3", "--override", "train.batch=16"]
+    size = ["--train", "12", "--test", "2", "--only", "signs"]
+    done = run_command(ROOT, sys.executable, "-m", "benchmarks.photos", *size, *short)
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| signs")]
+    same, twice = "torchvision's ResNet-18, the same time", "torchvision's ResNet-18, twice the time"
+    assert [row[1] for row in rows] == ["the default", "`photos`", same, twice]

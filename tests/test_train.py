@@ -5,6 +5,8 @@ import importlib.metadata
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,13 +20,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
+from safetensors.torch import save_file
 from torch.nn import functional
 from toys import wait_until
 
 from stages import train as module
+from stages.core.arithmetic import PORTABLE_ENV, cpu_fields
 from stages.core.errors import StageError
 from stages.core.splits import read_images, read_labels, read_splits_info
-from stages.network.models import MODELS
+from stages.network.models import MODELS, build_model
 from stages.network.weights import read_weights
 from stages.train import train
 from stages.training import checkpoint
@@ -57,7 +62,10 @@ BASELINE = {  # each test below changes some of it
 
 
 def output_paths(folder: Path) -> dict[str, Path]:
-    return {name: folder / file for name, file in OUTPUTS.items()} | {"checkpoints": folder / "checkpoints"}
+    return {name: folder / file for name, file in OUTPUTS.items()} | {
+        "pretrained": folder / "pretrained",
+        "checkpoints": folder / "checkpoints",
+    }
 
 
 def run_train(folder: Path, params: Path, splits: Path, seconds: float = 60) -> Path:
@@ -190,6 +198,11 @@ def test_the_history_file_always_has_complete_rows_during_the_training(
         {"train.shift": 1},
         {"train.rotate": 10.0},
         {"train.zoom": 0.1},
+        {"train.crop": 0.8},
+        {"train.flip": True},
+        {"train.brightness": 0.2},
+        {"train.contrast": 0.2},
+        {"train.erase": 0.3},
         {"train.precision": "bfloat16"},
         {"train.batch": 20},
         {"train.seed": 1},
@@ -253,6 +266,200 @@ def test_epochs_may_be_a_fraction_and_min_steps_is_the_minimum(
     )
     assert read_report(tmp_path)["step"] == steps
     assert read_history(tmp_path)[-1]["step"] == str(steps)
+
+
+def test_min_steps_that_decide_are_said_in_epochs(
+    stage_outputs: Path, tmp_path: Path, params: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_train(tmp_path, params({**BASELINE, "train.epochs": 1, "train.min_steps": 27}), stage_outputs / "splits")
+    line = "train.min_steps: 27 steps are 2.455 epochs of 540 images; train.epochs: 1 are 11\n"
+    assert line in capsys.readouterr().out
+    run_train(tmp_path, params({**BASELINE, "train.epochs": 1, "train.min_steps": 11}), stage_outputs / "splits")
+    assert "train.min_steps:" not in capsys.readouterr().out
+
+
+def test_a_log_says_now_and_then_how_much_time_remains(
+    stage_outputs: Path,
+    tmp_path: Path,
+    params: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    choices = params({**BASELINE, "train.epochs": 1, "train.points": 1})
+    run_train(tmp_path, choices, stage_outputs / "splits")
+    assert " left" not in capsys.readouterr().out  # a short training has none
+    monkeypatch.setattr("stages.training.progress.LOG_INTERVAL", 0.0)
+    run_train(tmp_path, choices, stage_outputs / "splits")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.endswith(" left")]
+    assert [re.sub(r"\d+ s", "N s", line) for line in lines] == [
+        f"step {n} of 11: about N s left" for n in range(1, 11)
+    ]
+
+
+def test_a_terminal_shows_a_bar(stage_outputs: Path, tmp_path: Path, params: Any) -> None:
+    """The bar of tqdm, with the time that remains; `script` gives the command a terminal."""
+    command = train_command(tmp_path, params({**BASELINE, "train.epochs": 1}), stage_outputs / "splits")
+    done = subprocess.run(
+        ["script", "-qec", f"stty rows 40 cols 100; {shlex.join(command)}", "/dev/null"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"100%.* 11/11 \[\d\d:\d\d<00:00", done.stdout)
+
+
+def test_imagenets_normalization_needs_colour_and_is_in_the_weights(
+    stage_outputs: Path, tmp_path: Path, params: Any
+) -> None:
+    choices = params({**BASELINE, "train.epochs": 1, "train.normalize": "imagenet"})
+    with pytest.raises(StageError, match=r"train\.normalize: imagenet needs colour .* preprocess\.channels to 3"):
+        run_train(tmp_path, choices, stage_outputs / "splits")
+    tensors = read_tensors(run_train(tmp_path, choices, write_splits(tmp_path / "splits")))
+    assert tensors["mean"].flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+    assert tensors["std"].flatten().tolist() == pytest.approx([0.229, 0.224, 0.225])
+
+
+def test_saturation_changes_the_training_of_colour_images(tmp_path: Path, params: Any) -> None:
+    splits = write_splits(tmp_path / "splits")
+    heads = [
+        read_tensors(
+            run_train(tmp_path / str(value), params({**BASELINE, "train.saturation": value}), splits)
+        )["head.weight"]
+        for value in (0.0, 0.4)
+    ]  # fmt: skip
+    assert not torch.equal(*heads)
+
+
+RESNET = {**BASELINE, "train.model": "resnet", "train.width": 8, "train.depth": 1, "train.epochs": 1, "train.batch": 20}
+
+
+def test_the_weights_file_names_new_params_only_if_they_do_something(tmp_path: Path, params: Any) -> None:
+    """So that the weights of a recipe without them stay the same to the byte."""
+    splits = write_splits(tmp_path / "splits", size=32)
+    plain, used = (
+        read_weights(run_train(tmp_path / name, params({**RESNET, **changes}), splits) / "weights.safetensors")[1]
+        for name, changes in (
+            ("plain", {"train.model": "reference_e", "train.depth": 2}),
+            ("used", {"train.flip": True}),
+        )
+    )
+    new = {"flip", "crop", "erase", "brightness", "contrast", "saturation", "class_weights", "start_from", "depth"}
+    assert not new & plain.params.keys()
+    assert plain.depth is None
+    assert (used.params["flip"], used.params["depth"], used.depth) == (True, 1, 1)
+
+
+def test_a_training_starts_from_the_weights_of_another(
+    tmp_path: Path, params: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    splits = write_splits(tmp_path / "splits", size=32)
+    first = read_tensors(run_train(tmp_path / "first", params(RESNET), splits))
+    (tmp_path / "second" / "pretrained").mkdir(parents=True)
+    shutil.copyfile(tmp_path / "first" / "weights.safetensors", tmp_path / "second" / "pretrained" / "first.st")
+    still = {"train.start_from": "first.st", "train.optimizer": "sgd", "train.learning_rate": 1e-30, "train.seed": 5}
+    second = read_tensors(run_train(tmp_path / "second", params({**RESNET, **still}), splits))
+    assert "tensors taken; new: none" in capsys.readouterr().out
+    weights = [name for name in first if name.endswith((".weight", ".bias"))]
+    assert [name for name in weights if not torch.equal(first[name], second[name])] == []
+
+    about = json.loads((splits / "about.json").read_text())
+    (splits / "about.json").write_text(json.dumps({**about, "classes": ["off", "on"]}))
+    third = read_tensors(run_train(tmp_path / "second", params({**RESNET, **still}), splits))
+    assert "new: head.weight, head.bias\n" in capsys.readouterr().out
+    assert not torch.equal(third["head.weight"], second["head.weight"])
+    assert torch.equal(third["body.conv1.weight"], second["body.conv1.weight"])
+
+
+def test_torchvisions_names_are_understood(tmp_path: Path, params: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    state = torchvision.models.resnet18().state_dict()
+    (tmp_path / "pretrained").mkdir()
+    save_file(state, tmp_path / "pretrained" / "resnet18.safetensors")
+    changes = {"train.start_from": "resnet18.safetensors", "train.width": 64, "train.depth": 2, "train.epochs": 0,
+               "train.optimizer": "sgd", "train.learning_rate": 1e-30, "train.normalize": "imagenet"}  # fmt: skip
+    run_train(tmp_path, params({**RESNET, **changes}), write_splits(tmp_path / "splits", size=32))
+    assert "resnet18.safetensors: 120 tensors taken; new: head.weight, head.bias\n" in capsys.readouterr().out
+    tensors = read_tensors(tmp_path)
+    assert torch.equal(tensors["body.layer4.1.conv2.weight"], state["layer4.1.conv2.weight"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"train.start_from": "absent"}, "absent: missing; put the file there"),
+        ({"train.start_from": "text"}, "text: not a complete safetensors file"),
+        ({"train.width": 16}, "fit the network, too few; it needs names such as conv1.weight"),
+        ({"train.model": "deep", "train.width": 16}, "fit the network, too few; it needs names such as 0.weight"),
+        ({"train.stem": "whitened"}, "train.start_from brings its own first convolution: set train.stem to learned"),
+    ],
+)
+def test_pretrained_weights_that_do_not_fit_are_one_line(
+    changes: dict[str, Any], reason: str, tmp_path: Path, params: Any
+) -> None:
+    (tmp_path / "pretrained").mkdir()
+    state = build_model("resnet", 8, 32, 3, 2, [0.5] * 3, [0.2] * 3).body.state_dict()
+    save_file(state, tmp_path / "pretrained" / "small")
+    (tmp_path / "pretrained" / "text").write_text("weights" * 30)
+    with pytest.raises(StageError, match=re.escape(reason)) as error:
+        run_train(
+            tmp_path,
+            params({**RESNET, "train.start_from": "small", **changes}),
+            write_splits(tmp_path / "splits", size=32),
+        )
+    assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_of_other_pretrained_weights_is_not_used(
+    tmp_path: Path, params: Any, interrupt_training: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    splits, choices = write_splits(tmp_path / "splits", size=32), {**RESNET, "train.start_from": "file"}
+    choices |= {"train.epochs": 2, "train.points": 4, "train.monitor": "validation"}
+    (tmp_path / "pretrained").mkdir()
+    for seed, expected in ((0, False), (0, True), (1, False)):
+        torch.manual_seed(seed)
+        save_file(
+            build_model("resnet", 8, 32, 3, 2, [0.5] * 3, [0.2] * 3).body.state_dict(), tmp_path / "pretrained" / "file"
+        )
+        if expected or seed:
+            run_train(tmp_path, params(choices), splits)
+            assert ("resuming" in capsys.readouterr().out) == expected
+        if not seed:
+            interrupt_training(tmp_path, params(choices), splits)
+
+
+def test_balanced_class_weights_find_a_rare_class(tmp_path: Path, params: Any) -> None:
+    """Of two classes that overlap, one has a tenth of the images: unweighted training hardly ever says its name."""
+    splits = write_splits(tmp_path / "splits", train=440, validation=10, test=400, size=32)
+    generator = np.random.default_rng(1)
+    for split, rare in (("train", 40), ("test", 200)):
+        labels = np.arange(len(np.load(splits / f"{split}-labels.npy"))) < rare
+        level = np.where(labels, 128, 108)[:, None, None, None] + generator.normal(0, 14, (len(labels), 1, 1, 1))
+        images = level + generator.normal(0, 30, (len(labels), 3, 32, 32))
+        np.save(splits / f"{split}-images.npy", images.clip(0, 255).astype(np.uint8))
+        np.save(splits / f"{split}-labels.npy", labels.astype(np.int64))
+    recall = {}
+    for choice in ("none", "balanced"):
+        changes = {"train.class_weights": choice, "train.epochs": 2, "train.model": "compact", "train.width": 8}
+        run_train(tmp_path / choice, params({**RESNET, **changes}), splits)
+        network, _ = read_weights(tmp_path / choice / "weights.safetensors")
+        images, labels = (torch.from_numpy(read(splits, "test")) for read in (read_images, read_labels))
+        with torch.no_grad():
+            recall[choice] = float((network(images).argmax(1)[labels == 1] == 1).double().mean())
+    assert recall["balanced"] > recall["none"] + 0.1
+
+
+@pytest.mark.skipif("avx512f" not in cpu_fields().get("flags", ""), reason="needs a CPU with AVX-512")
+def test_a_residual_network_trains_in_native_arithmetic_on_batches_of_63(tmp_path: Path, params: Any) -> None:
+    """oneDNN's AVX-512 kernel for a 1x1 convolution with a stride dies of it: `subsample_before_pointwise`."""
+    splits = write_splits(tmp_path / "splits", train=63 * 4, size=64)
+    native = {"machine.arithmetic": "native", "machine.threads": 2, "train.batch": 63, "train.min_steps": 10}
+    command = train_command(tmp_path, params({**RESNET, **native}), splits)
+    environment = {name: value for name, value in os.environ.items() if name not in PORTABLE_ENV}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.returncode}: {done.stderr[-500:]}"
+    assert read_report(tmp_path)["step"] == 10
 
 
 @pytest.mark.parametrize(("normalize", "uses_dataset"), [("dataset", True), ("none", False)])
@@ -611,7 +818,7 @@ def test_the_environment_records_what_the_bytes_depend_on(
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("train.model", "resnet"),
+        ("train.model", "vgg"),
         ("train.optimizer", "rmsprop"),
         ("train.schedule", "cosine"),
         ("train.precision", "float16"),
@@ -632,6 +839,12 @@ def test_the_environment_records_what_the_bytes_depend_on(
         ("train.shift", -1),
         ("train.rotate", 270),
         ("train.zoom", 1.0),
+        ("train.crop", 0.0),
+        ("train.flip", "often"),
+        ("train.brightness", 1.5),
+        ("train.erase", 2.0),
+        ("train.depth", 0),
+        ("train.class_weights", "equal"),
         ("train.points", 0),
         ("train.monitor", "train"),
         ("train.unknown", 3),

@@ -17,6 +17,7 @@ from onnx import numpy_helper
 
 from lockstep import Classifier, LockstepError, ProofFiles
 from stages.core.errors import StageError
+from stages.core.files import file_sha256
 from stages.network.weights import read_weights, write_weights
 from stages.validate_parity import validate_parity
 
@@ -529,3 +530,13 @@ def test_a_model_below_a_floor_that_is_only_recorded_gets_a_refusal_in_place_of_
     files = ProofFiles(stage_outputs / "golden.json", tmp_path / "certificate.json")
     with pytest.raises(LockstepError, match=r"certificate\.json: certifies nothing: accuracy [01]\.\d+ is below the"):
         Classifier(stage_outputs / "model.onnx", verify=files)
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_a_residual_network_for_colour_pictures_is_proven_without_a_change(colour_model: Path) -> None:
+    folder = colour_model.parent
+    assert json.loads((folder / "certificate.json").read_text())["model_sha256"] == file_sha256(colour_model)
+    assert json.loads((folder / "parity.json").read_text())["same"]
+    header = read_weights(folder / "weights.safetensors")[1]
+    assert (header.architecture, header.depth, header.channels) == ("resnet", 1, 3)

@@ -1,9 +1,11 @@
 """The networks, by name. Each takes uint8 pixels, normalizes them itself, and gives logits.
 
-To add one, write a function that builds its layers up to flat features, as `compact` is, and add it to `MODELS`.
+To add one, write a function that builds its layers up to flat features, as `compact` or `resnet` is, and add it to
+`MODELS`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Annotated, NamedTuple
 
 import torch
@@ -25,7 +27,7 @@ class Classifier(nn.Module):
     std: Tensor
     temperature: Tensor
 
-    def __init__(self, body: nn.Sequential, head: nn.Linear, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, body: nn.Module, head: nn.Linear, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.body, self.head = body, head
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
@@ -87,6 +89,55 @@ def conv_block(channels: int, width: int, padding: int = 0, pool: bool = False) 
     yield nn.ReLU(inplace=True)
 
 
+class ResNet(nn.Module):
+    """Residual network (He et al., 2016, arXiv:1512.03385) for images of 32 to 96 pixels, with `depth` blocks a stage.
+
+    Its tensors have torchvision's names; with width 64 and depth 2 they have the shapes of its resnet18.
+    """
+
+    def __init__(self, channels: int, width: int, depth: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False)
+        self.bn1, self.relu = nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        widths = [width, width, 2 * width, 4 * width, 8 * width]
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            nn.Sequential(*residual_stage(before, after, depth, stride))
+            for before, after, stride in zip(widths, widths[1:], (1, 2, 2, 2), strict=False)
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        features = self.maxpool(self.relu(self.bn1(self.conv1(image))))
+        features = self.layer4(self.layer3(self.layer2(self.layer1(features))))
+        pooled: Tensor = features.mean((2, 3))
+        return pooled
+
+
+def residual_stage(channels: int, width: int, depth: int, stride: int) -> Iterator[nn.Module]:
+    yield ResidualBlock(channels, width, stride)
+    for _ in range(depth - 1):
+        yield ResidualBlock(width, width, 1)
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False)
+        self.bn1, self.relu = nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        nn.init.zeros_(self.bn2.weight)  # a block begins as its shortcut: Goyal et al., 2017, arXiv:1706.02677
+        self.downsample = None
+        if stride > 1:
+            shortcut = nn.Conv2d(channels, width, 1, stride=stride, bias=False)
+            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(width))
+
+    def forward(self, features: Tensor) -> Tensor:
+        shortcut = features if self.downsample is None else self.downsample(features)
+        residual = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(features)))))
+        return functional.relu(residual + shortcut)
+
+
 class ChannelsLastFlatten(nn.Module):
     """Flatten in the order (height, width, channels): a view, not a copy, of channels-last memory."""
 
@@ -111,13 +162,15 @@ def two_blocks(
 
 
 class Architecture(NamedTuple):
-    convolutions: Callable[[int, int], nn.Sequential]  # from the image's channels and the width to the layers
+    convolutions: Callable[..., nn.Module]  # from the image's channels, the width, and the depth if it has one
     linear_widths: tuple[int, ...] = ()  # of the linear layers between the convolutions and the last layer
+    has_depth: bool = False
 
 
 MODELS = {
     "compact": Architecture(compact),
     "deep": Architecture(deep),
+    "resnet": Architecture(ResNet, has_depth=True),
     "reference_a": Architecture(two_blocks((16, 32), (5, 5), (2, 2))),
     "reference_b": Architecture(two_blocks((16, 32), (3, 3), (1, 1)), linear_widths=(512, 128)),
     "reference_c": Architecture(two_blocks((6, 16), (3, 5), (2, 0)), linear_widths=(120, 84)),
@@ -135,11 +188,22 @@ ModelName = Annotated[str, AfterValidator(check_model_name)]
 
 
 def build_model(
-    name: ModelName, width: int, size: int, channels: int, classes: int, mean: Sequence[float], std: Sequence[float]
+    name: ModelName,
+    width: int,
+    size: int,
+    channels: int,
+    classes: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    depth: int = 1,
 ) -> Classifier:
-    """The named network, its initial weights drawn from torch's global generator; reference networks ignore `width`."""
-    convolutions, linear_widths = MODELS[name]
-    body = convolutions(channels, width)
+    """The named network, its initial weights drawn from torch's global generator.
+
+    Reference networks ignore `width`; networks without `has_depth` ignore `depth`.
+    """
+    convolutions, linear_widths, has_depth = MODELS[name]
+    body = convolutions(channels, width, depth) if has_depth else convolutions(channels, width)
+    subsample_before_pointwise(body)
     try:
         with torch.no_grad():
             features = body.eval()(torch.zeros(1, channels, size, size)).shape[1]
@@ -148,9 +212,47 @@ def build_model(
             f"the network {name!r} is too deep for images of {size} x {size}: raise preprocess.size"
         ) from None
     for linear_width in linear_widths:
-        body.extend([nn.Linear(features, linear_width), nn.ReLU()])
+        body = nn.Sequential(*body.children(), nn.Linear(features, linear_width), nn.ReLU())
         features = linear_width
     return Classifier(body.train(), nn.Linear(features, classes), mean, std)
+
+
+def subsample_before_pointwise(body: nn.Module) -> None:
+    """Let each 1x1 convolution with a stride take every second pixel first, and then run without a stride.
+
+    The result is the same. With the stride, oneDNN's AVX-512 kernel for the gradient of the weights writes beyond its
+    buffer (torch 2.14.1: Conv2d(8, 16, 1, stride=2), channels-last, two threads, a batch of 63), and the process dies.
+    """
+    for conv in body.modules():
+        if (
+            isinstance(conv, nn.Conv2d)
+            and conv.kernel_size == (1, 1)
+            and conv.stride != (1, 1)
+            and not any(conv.padding)
+        ):
+            conv.register_forward_pre_hook(partial(subsample, stride=conv.stride))
+            conv.stride = (1, 1)
+
+
+def subsample(_: nn.Module, inputs: tuple[Tensor], stride: tuple[int, ...]) -> tuple[Tensor]:
+    return (inputs[0][:, :, :: stride[0], :: stride[1]],)
+
+
+@torch.no_grad()
+def find_stem(network: Classifier, images: Tensor) -> nn.Conv2d | None:
+    """The first convolution that runs, wherever in the network it is; None if there is none."""
+    order: list[nn.Conv2d] = []
+    handles = [
+        module.register_forward_hook(lambda conv, *_: order.append(conv))
+        for module in network.body.modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    was_training = network.training
+    network.eval()(images[:1].to(network.mean.device))
+    network.train(was_training)
+    for handle in handles:
+        handle.remove()
+    return order[0] if order else None
 
 
 @torch.no_grad()
@@ -162,9 +264,11 @@ def whiten_stem(network: Classifier, images: Tensor) -> None:
     your ResNet 8: Bag of tricks"; Jordan, 2024, arXiv:2404.00498). Each direction is used with both signs, since ReLU
     passes only one. Filters beyond twice the number of directions keep their random weights.
     """
-    stem = next((layer for layer in network.body.modules() if isinstance(layer, nn.Conv2d)), None)
+    stem = find_stem(network, images)
     if stem is None:
         raise StageError("train.stem: whitened needs a network with a convolution; set it to learned")
+    if stem.in_channels != images.shape[1] or stem.groups != 1:
+        raise StageError("train.stem: whitened needs a first convolution that sees the image itself; set it to learned")
     patches = functional.unfold(network.normalize(images), stem.kernel_size, stride=3).transpose(1, 2).flatten(0, 1)
     patches = patches[patches.std(1) > MIN_PATCH_STD]
     if not len(patches):

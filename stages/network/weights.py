@@ -12,7 +12,7 @@ from safetensors.torch import save
 from stages.core.errors import StageError
 from stages.core.files import atomic_write, file_sha256
 from stages.core.splits import SplitsInfo
-from stages.network.models import Classifier, ModelName, build_model
+from stages.network.models import MODELS, Classifier, ModelName, build_model
 
 HEADER_KEY = "lockstep"  # the only key: safetensors writes several keys in no fixed order
 
@@ -28,18 +28,32 @@ class WeightsHeader(pydantic.BaseModel):
     dataset: str
     origin: str
     preparation: Literal["mnist", "resize"]
-    params: dict[str, Any]  # the section `train` of the params file
+    params: dict[str, Any]  # the section `train` of the params file, without params that do nothing
+    depth: int | None = None  # left out of the file for networks without one, which ignore it
 
     @staticmethod
-    def of(architecture: ModelName, width: int, info: SplitsInfo, params: dict[str, Any]) -> "WeightsHeader":
+    def of(
+        architecture: ModelName, width: int, info: SplitsInfo, params: dict[str, Any], depth: int | None = None
+    ) -> "WeightsHeader":
         data = info.model_dump(include={"size", "channels", "classes", "dataset", "origin", "preparation"})
-        return WeightsHeader(architecture=architecture, width=width, params=params, **data)
+        depth = depth if MODELS[architecture].has_depth else None
+        return WeightsHeader(architecture=architecture, width=width, params=params, depth=depth, **data)
+
+
+def parse_header(metadata: dict[str, str] | None) -> WeightsHeader | None:
+    """The header, or None for a file that the stage train has not written."""
+    try:
+        return WeightsHeader.model_validate_json((metadata or {})[HEADER_KEY])
+    except (KeyError, pydantic.ValidationError):
+        return None
 
 
 def write_weights(path: Path, network: Classifier, header: WeightsHeader) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     with atomic_write(path) as tmp:
-        tmp.write_bytes(save(tensors, {HEADER_KEY: json.dumps(header.model_dump(), ensure_ascii=False)}))
+        tmp.write_bytes(
+            save(tensors, {HEADER_KEY: json.dumps(header.model_dump(exclude_defaults=True), ensure_ascii=False)})
+        )
 
 
 def read_weights(path: Path) -> tuple[Classifier, WeightsHeader]:
@@ -51,7 +65,7 @@ def read_weights(path: Path) -> tuple[Classifier, WeightsHeader]:
         header = WeightsHeader.model_validate_json(metadata[HEADER_KEY])
         shape = header.size, header.channels, len(header.classes)
         ones = [1.0] * header.channels  # replaced by the mean and std in the file
-        network = build_model(header.architecture, header.width, *shape, ones, ones)
+        network = build_model(header.architecture, header.width, *shape, ones, ones, header.depth or 1)
         network.load_state_dict(tensors)
         return network.eval(), header
     except FileNotFoundError:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from stages.core.errors import StageError
-from stages.network.models import MODELS, Classifier, build_model, whiten_stem
+from stages.network.models import MODELS, Architecture, Classifier, build_model, find_stem, whiten_stem
 from stages.network.weights import parameter_count
 
 IDENTITY = ([0.0], [1.0])  # mean and std
@@ -28,9 +28,55 @@ LAYERS = {
 }
 
 
+# The networks below need no number here: a new one takes part in all other tests by its name in MODELS.
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_network_has_as_many_parameters_as_its_layers_imply(name: str) -> None:
     assert parameter_count(build_model(name, 32, 28, 1, 10, *IDENTITY)) == sum(LAYERS[name])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_parameter_of_a_network_is_trained_but_frozen_scales(name: str) -> None:
+    torch.manual_seed(0)
+    network = build_model(name, 8, 32, 3, 4, [0.5] * 3, [0.2] * 3)
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.ones_(layer.weight)  # of a residual block it begins as zero, which holds back the gradient
+    network(torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)).square().sum().backward()
+    for key, parameter in network.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, key
+        assert parameter.grad is None or parameter.grad.any(), key
+
+
+def test_the_residual_network_has_the_tensors_of_torchvisions_resnet18() -> None:
+    from torchvision.models import resnet18
+
+    shapes = {name: tensor.shape for name, tensor in resnet18(num_classes=7).state_dict().items()}
+    network = build_model("resnet", 64, 64, 3, 7, [0.5] * 3, [0.2] * 3, depth=2)
+    ours = {name.removeprefix("body."): tensor.shape for name, tensor in network.state_dict().items()}
+    assert {name: shape for name, shape in shapes.items() if not name.startswith("fc.")}.items() <= ours.items()
+
+
+@pytest.mark.parametrize("size", [28, 31, 32, 64, 96])
+def test_width_and_depth_of_the_residual_network_are_params(size: int) -> None:
+    counts = [
+        parameter_count(build_model("resnet", width, size, 3, 4, [0.5] * 3, [0.2] * 3, depth))
+        for width, depth in ((8, 1), (8, 2), (16, 1))
+    ]
+    assert counts == sorted(counts)
+    assert len({*counts}) == 3
+
+
+def test_a_pointwise_convolution_with_a_stride_gives_the_same_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes every second pixel before the convolution: test_train.py shows what that is for."""
+
+    def strided(channels: int, width: int) -> nn.Module:
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Conv2d(channels, width, 1, stride=(2, 3)), nn.Flatten())
+
+    monkeypatch.setitem(MODELS, "strided", Architecture(strided))
+    network = build_model("strided", 8, 27, 3, 4, [0.0] * 3, [1.0] * 3)
+    images = torch.randint(0, 256, (2, 3, 27, 27), dtype=torch.uint8)
+    torch.testing.assert_close(network.hidden(images), strided(3, 8)(images / 255))
 
 
 @pytest.mark.parametrize(("size", "channels", "classes"), [(28, 1, 10), (32, 3, 7), (64, 3, 2), (20, 1, 3)])
@@ -120,6 +166,41 @@ def test_a_stem_that_cannot_be_whitened_is_one_line() -> None:
     linear = Classifier(nn.Sequential(nn.Flatten()), nn.Linear(784, 10), [0.5], [0.3])
     with pytest.raises(StageError, match=r"train\.stem: whitened needs a network with a convolution"):
         whiten_stem(linear, flat)
+
+
+class NestedLast(nn.Module):
+    """Its first convolution is nested, and is not the first that is registered."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.last = nn.Conv2d(width, width, 3)
+        self.inner = nn.ModuleDict({"stem": nn.Sequential(nn.Conv2d(channels, width, 3), nn.ReLU())})
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.last(self.inner["stem"](images)).mean((2, 3))
+
+
+@pytest.mark.parametrize(("architecture", "place"), [(None, "body.conv1"), (NestedLast, "body.inner.stem.0")])
+def test_the_stem_is_the_first_convolution_that_runs_wherever_it_is(
+    architecture: type[nn.Module] | None, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if architecture:
+        monkeypatch.setitem(MODELS, "resnet", Architecture(architecture))
+    network = build_model("resnet", 16, 32, 3, 4, [0.5] * 3, [0.3] * 3)
+    images = torch.randint(0, 256, (50, 3, 32, 32), dtype=torch.uint8)
+    assert find_stem(network, images) is network.get_submodule(place)
+    assert network.training
+    whiten_stem(network, images)
+    frozen = {name.rpartition(".")[0] for name, weight in network.named_parameters() if not weight.requires_grad}
+    assert frozen == {place}
+
+
+def test_a_stem_that_does_not_see_the_image_cannot_be_whitened() -> None:
+    images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
+    body = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 4, 1), nn.Flatten())
+    network = Classifier(body, nn.Linear(64, 4), [0.5] * 3, [0.3] * 3)
+    with pytest.raises(StageError, match=r"train\.stem: whitened needs a first convolution that sees the image itself"):
+        whiten_stem(network, images)
 
 
 def test_filters_beyond_the_number_of_directions_keep_their_random_weights() -> None:

@@ -111,7 +111,7 @@ def test_safetensors_of_another_program_raise_an_error(metadata: dict[str, str] 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"architecture": "resnet"}, "invalid architecture 'resnet' in its header"),
+        ({"architecture": "vgg"}, "invalid architecture 'vgg' in its header"),
         ({"size": "large"}, "invalid size 'large' in its header"),
         ({"unknown": "value"}, "invalid unknown 'value' in its header"),
         ({"architecture": "reference_a"}, "its tensors do not match the architecture 'reference_a'"),

@@ -1,10 +1,17 @@
-"""Batches of images shifted, rotated and scaled; border pixels are repeated."""
+"""Batches of images shifted, rotated, scaled, cropped, mirrored, recoloured and partly erased, each in its own way."""
 
 import pytest
 import torch
 from torch import Generator, Tensor
 
-from stages.training.augmentation import random_affine, random_shift
+from stages.training.augmentation import (
+    random_affine,
+    random_color,
+    random_crop,
+    random_erasing,
+    random_flip,
+    random_shift,
+)
 
 
 def make_generator(seed: int = 0) -> Generator:
@@ -81,7 +88,82 @@ def test_a_zoom_scales_the_area_within_its_range() -> None:
     assert areas.max() - areas.min() > 0.4
 
 
-@pytest.mark.parametrize("change", [lambda i, g: random_shift(i, 2, g), lambda i, g: random_affine(i, 20.0, 0.1, g)])
+@pytest.mark.parametrize("color", [(0.0, 0.0, 0.0), (0.4, 0.4, 0.4)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_colours_stay_within_the_range_of_pixels_and_zero_changes_nothing(
+    color: tuple[float, float, float], channels: int
+) -> None:
+    images = random_images(channels=channels)
+    result = random_color(images, *color, make_generator())
+    assert (result.dtype, result.shape) == (torch.float32, images.shape)
+    assert 0 <= result.min() <= result.max() <= 255
+    assert torch.equal(result, images.float()) == (not any(color))
+
+
+def test_brightness_multiplies_the_pixels_of_each_image_by_its_own_factor() -> None:
+    images = torch.full((500, 3, 4, 4), 100, dtype=torch.uint8)
+    factors = random_color(images, 0.3, 0.0, 0.0, make_generator())[:, 0, 0, 0] / 100
+    assert 0.7 <= factors.min() < 0.72
+    assert 1.28 < factors.max() <= 1.3
+
+
+def test_contrast_and_saturation_keep_what_they_are_relative_to() -> None:
+    grey = torch.full((50, 3, 4, 4), 90, dtype=torch.uint8)
+    torch.testing.assert_close(random_color(grey, 0.0, 0.5, 0.0, make_generator()), grey.float())  # its mean
+    pixels = random_images(channels=1).expand(-1, 3, -1, -1)
+    torch.testing.assert_close(random_color(pixels, 0.0, 0.0, 0.5, make_generator()), pixels.float())  # is grey
+    images = torch.tensor([120, 100, 80], dtype=torch.uint8).view(1, 3, 1, 1).expand(200, 3, 4, 4)
+    result = random_color(images, 0.0, 0.0, 0.5, make_generator())[:, :, 0, 0]
+    spread = (result[:, 0] - result[:, 2]) / 40
+    assert 0.5 <= spread.min() < 0.55
+    assert 1.45 < spread.max() <= 1.501
+
+
+def test_a_flip_mirrors_about_half_of_the_images() -> None:
+    images = random_images(count=400, channels=3)
+    result = random_flip(images, make_generator())
+    mirrored = (result == images.flip(3)).flatten(1).all(1)
+    assert torch.equal(result[~mirrored], images[~mirrored].float())
+    assert 150 < mirrored.sum() < 250
+
+
+def test_a_crop_shows_a_part_of_the_image_within_its_limits() -> None:
+    ramp = torch.arange(40.0).view(1, 1, 1, 40).expand(300, 1, 40, 40)
+    result = random_crop(ramp, 0.5, make_generator())[:, 0, 20]
+    width = (result[:, 30] - result[:, 10]) / 20  # of the part, as a fraction of the image's
+    assert 0.49 < width.min() < 0.52
+    assert 0.97 < width.max() < 1.01
+    assert result.min() >= 0
+    assert result.max() <= 39
+    assert result[:, 20].std() > 1  # parts from all over the image
+    torch.testing.assert_close(random_crop(ramp, 1.0, make_generator()), ramp, atol=1e-3, rtol=0)
+
+
+def test_erasing_fills_one_rectangle_with_one_colour_in_the_given_fraction_of_the_images() -> None:
+    images = torch.full((400, 3, 40, 40), 7, dtype=torch.uint8)
+    changed = (random_erasing(images, 0.25, make_generator()) != 7).any(1)
+    erased = changed.flatten(1).any(1)
+    assert 70 < erased.sum() < 130
+    rows, columns = changed.any(2).sum(1)[erased], changed.any(1).sum(1)[erased]
+    assert torch.equal(changed.sum((1, 2))[erased], rows * columns)
+    assert rows.min() >= 5
+    assert rows.max() <= 21
+    result = random_erasing(images, 1.0, make_generator())
+    assert all(len(image.flatten(1).unique(dim=1).T) == 2 for image in result)
+    assert torch.equal(random_erasing(images, 0.0, make_generator()), images.float())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda images, generator: random_shift(images, 2, generator),
+        lambda images, generator: random_affine(images, 20.0, 0.1, generator),
+        lambda images, generator: random_crop(images, 0.6, generator),
+        random_flip,
+        lambda images, generator: random_color(images, 0.2, 0.2, 0.2, generator),
+        lambda images, generator: random_erasing(images, 0.5, generator),
+    ],
+)
 def test_the_result_depends_on_the_generator_alone(change: object) -> None:
     torch.manual_seed(1)
     first = change(random_images(), make_generator(3))  # type: ignore[operator]

@@ -38,7 +38,7 @@ run_stage(train.train)
 
 
 def train_flags(folder: Path, params: Path, splits: Path) -> list[str]:
-    paths = {"params": params, "splits": splits, **{name: folder / name for name in OUTPUTS}}
+    paths = {"params": params, "splits": splits, "pretrained": splits, **{name: folder / name for name in OUTPUTS}}
     return [part for name, path in paths.items() for part in (f"--{name}", str(path))]
 
 

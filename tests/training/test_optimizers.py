@@ -16,7 +16,8 @@ NAMES = get_args(OptimizerName)
 def optimizers_of(network: nn.Module, name: OptimizerName, **changes: Any) -> list[Optimizer]:
     settings = {"learning_rate": 0.01, "muon_rate": 0.1, "momentum": 0.0, "nesterov": False, "betas": (0.9, 0.999)}
     section = Train.model_construct(optimizer=name, **{**settings, "weight_decay": 0.0, **changes})
-    return make_optimizers(section, network)  # type: ignore[arg-type]
+    first = next((layer for layer in network.modules() if isinstance(layer, nn.Conv2d)), None)
+    return make_optimizers(section, network, first)
 
 
 def small_network() -> nn.Module:
