@@ -336,7 +336,7 @@ def test_images_have_their_file_names_in_the_tables(
     evaluate_in(tmp_path, params(NO_FLOOR), splits, noisy_weights)
     assert [row["image"] for row in read_table(tmp_path / "predictions.csv")] == names
     (splits / "test-names.txt").write_text("only one\n")
-    with pytest.raises(StageError, match="has 1 names of 200 test images; run `dvc repro preprocess`"):
+    with pytest.raises(StageError, match="has 1 names of 200 images; run `dvc repro preprocess`"):
         evaluate_in(tmp_path, params(NO_FLOOR), splits, noisy_weights)
 
 

@@ -111,6 +111,9 @@ def test_the_metadata_are_complete(opset_and_folder: tuple[int, Path], stage_out
     description = metadata.pop("preparation_description")
     assert "centre of mass" in description
     assert "0 to 65535 of integers, 0 to 1 of floating-point numbers" in description
+    assert 0 < float(metadata.pop("reject_below")) < 1
+    lowest, highest = json.loads(metadata.pop("reject_roughness"))
+    assert 0 < lowest < highest
     assert metadata == {
         "architecture": "reference_e",
         "dataset": "mnist",
@@ -160,8 +163,9 @@ def test_other_networks_with_colour_images_are_exported(name: ModelName, tmp_pat
     splits = tmp_path / "splits"
     splits.mkdir()
     images = np.random.default_rng(0).integers(0, 256, (12, 3, 20, 20), dtype=np.uint8)
-    np.save(splits / "test-images.npy", images)
-    np.save(splits / "test-labels.npy", np.arange(12) % 3)
+    for split in ("test", "validation"):
+        np.save(splits / f"{split}-images.npy", images)
+        np.save(splits / f"{split}-labels.npy", np.arange(12) % 3)
     about = {"dataset": "own", "origin": "here", "preparation": "resize", "classes": ["Öl", "水", "c"], "channels": 3,
              "size": 20, "counts": {}, "counts_by_class": {}, "mean": [0.5], "std": [0.5]}  # fmt: skip
     (splits / "about.json").write_text(json.dumps(about))

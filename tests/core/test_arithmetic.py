@@ -22,7 +22,15 @@ def train(
     folder: Path, params: Path, splits: Path, *before: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """`python -m stages.train` in an environment that has none of the variables, but for these."""
-    names = {"weights": "w", "history": "h", "trace": "t", "report": "r", "environment": "e.json", "checkpoints": "c"}
+    names = {
+        "weights": "w",
+        "history": "h",
+        "trace": "t",
+        "report": "r",
+        "environment": "e.json",
+        "checkpoints": "c",
+        "pretrained": "p",
+    }
     flags = [word for name, file in names.items() for word in (f"--{name}", str(folder / file))]
     clean = {name: value for name, value in os.environ.items() if name not in PORTABLE_ENV}
     command = [
@@ -120,7 +128,15 @@ def test_where_it_is_impossible_the_stage_says_so_records_it_and_goes_on(
     (tmp_path / "cpuinfo").write_text("vendor_id : OldMaker\nmodel name : Old One\nflags : fpu sse2\n\nvendor_id : x\n")
     arithmetic.cpu_fields.cache_clear()
     monkeypatch.delenv("MKL_CBWR", raising=False)
-    names = {"weights": "w", "history": "h", "trace": "t", "report": "r", "environment": "e.json", "checkpoints": "c"}
+    names = {
+        "weights": "w",
+        "history": "h",
+        "trace": "t",
+        "report": "r",
+        "environment": "e.json",
+        "checkpoints": "c",
+        "pretrained": "p",
+    }
     paths = {name: tmp_path / file for name, file in names.items()}
     try:
         stage(params=params(SHORT), splits=stage_outputs / "splits", **paths)

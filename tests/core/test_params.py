@@ -10,7 +10,7 @@ from stages.core.params import SHARED_SECTIONS, Machine, load_params, read_secti
 from stages.preprocess import Preprocess
 
 MACHINE = "machine: {device: cpu, threads: 1}"
-PREPROCESS = "preprocess: {size: 28, channels: 1, validation_fraction: 0.05, test_fraction: 0.2, seed: 0}"
+PREPROCESS = "preprocess: {size: 28, channels: 1, fit: stretch, validation_fraction: 0.05, test_fraction: 0.2, seed: 0}"
 
 
 def write_file(tmp_path: Path, text: str) -> Path:

@@ -23,7 +23,7 @@ def copy_of_stages(tmp_path: Path, params: Params) -> Path:
 
 def train_during(copy_of_stages: Path, splits: Path, change: Callable[[], object]) -> tuple[int, str]:
     """The exit status and last line of a training during which `change` is called."""
-    names = ("weights", "history", "trace", "report", "environment", "checkpoints")
+    names = ("weights", "history", "trace", "report", "environment", "checkpoints", "pretrained")
     flags = [word for name in names for word in (f"--{name}", str(copy_of_stages / "out" / name))]
     command = [sys.executable, "-m", "stages.train", "--params", "params.yaml", "--splits", str(splits), *flags]
     with subprocess.Popen(

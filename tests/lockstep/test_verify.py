@@ -32,7 +32,7 @@ def test_it_prints_what_was_proven(stage_outputs: Path) -> None:
     assert (result.returncode, result.stderr) == (0, "")
     lines = dict(line.split(maxsplit=1) for line in result.stdout.splitlines()[1:])
     assert result.stdout.splitlines()[0] == f"{stage_outputs / 'model.onnx'} is proven"
-    assert list(lines) == ["model", "weights", "golden", "certificate", "accuracy", "parity", "replay"]
+    assert list(lines) == ["model", "weights", "golden", "certificate", "accuracy", "macro_f1", "parity", "replay"]
     for name, file in (("model", "model.onnx"), ("weights", "weights.safetensors"), ("golden", "golden.json")):
         assert lines[name] == sha256_of(stage_outputs / file)
     quality = json.loads((stage_outputs / "evaluate.json").read_text())

@@ -138,7 +138,7 @@ def test_the_consumers_pixels_of_every_file_are_those_of_the_pipeline(
     changes = {"preprocess.size": SIZE, "preprocess.channels": channels, "preprocess.fit": fit}
     params = write_params(tmp_path / "params.yaml", changes)
     splits = tmp_path / "splits"
-    preprocess(params=params, raw=raw, splits=splits, samples=tmp_path / "samples.png")
+    preprocess(params=params, raw=raw, splits=splits, samples=tmp_path / "samples.png", findings=tmp_path / "data.md")
     classifier = export_untrained(tmp_path, splits)
     assert classifier.metadata.fit == fit
     seen = set()
