@@ -24,8 +24,8 @@ setup:  ## make .venv with the exact versions of requirements.lock, unless it is
 run: setup  ## run the whole pipeline and show the result; DATASET=digits chooses the data set first (params.yaml names them), EXPERIMENT=quick a set of experiments.yaml
 	@python -m flows.make_run $(if $(DATASET),--dataset "$(DATASET)") $(if $(EXPERIMENT),--experiment "$(EXPERIMENT)")
 
-compare: setup  ## which of two models is better, by a paired test: A=HEAD B=workspace, or other revisions or experiments
-	@python -m flows.compare $(A) $(B) $(FLAGS)
+compare: setup  ## which of two models is better, by a paired test: A=HEAD B=workspace, or other revisions or experiments; FLAGS=--json
+	@python -m flows.compare $(or $(A),HEAD) $(or $(B),workspace) $(FLAGS)
 
 test: setup  ## run the fast tests
 	python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not emulated" --cov --cov-report=term-missing:skip-covered

@@ -26,7 +26,8 @@ from flows.workspace import dvc, fetch_origin, git, open_scratch_clone, resolve_
 
 ARTIFACT = "classifier"  # in dvc.yaml
 ARTIFACT_KEY = "lockstep-promotion"
-SIGNATURE = "model.sig"  # if someone has signed the model and committed the signature
+STATEMENTS = "model.intoto.jsonl"  # of those who have rebuilt the model, one signed envelope a line
+COMMITTED_PROOF = ("model.sig", STATEMENTS)  # beside the model, if someone has signed or rebuilt it and committed that
 Check = tuple[str, bool, str]  # what was checked, whether it passed, and why
 
 
@@ -101,13 +102,14 @@ async def run_checks(candidate: str, stage: str, audit: bool) -> AsyncIterator[C
 
 
 async def fetch_model(dag: Dag, commit: str, folder: Path) -> None:
-    """Fetch the model of the commit with its golden sample, certificate and card, and the signature if there is one."""
+    """Fetch the model of the commit with its proof, and its signature and statements if it has them."""
     folder.mkdir()
     outs = [Path(out) for stage in dag.stages.values() for out in stage.outs]
     proof = {out.stem: out for out in outs if out.stem in ("golden", "certificate", "CARD")}
     model = Path(dag.artifacts[ARTIFACT])
-    signature = await git(ROOT, "ls-tree", "--name-only", commit, "--", (model.parent / SIGNATURE).as_posix())
-    for path in (model, *proof.values(), *map(Path, signature)):
+    names = ((model.parent / name).as_posix() for name in COMMITTED_PROOF)
+    committed = await git(ROOT, "ls-tree", "--name-only", commit, "--", *names)
+    for path in (model, *proof.values(), *map(Path, committed)):
         await dvc(ROOT, "get", ".", path.as_posix(), "--rev", commit, "--out", str(folder / path.name), "--quiet")
 
 

@@ -17,12 +17,11 @@ from flows.dvc.lock_file import read_lock
 from flows.dvc.params_file import flatten, read_params
 from flows.errors import FlowError
 from flows.pipeline import ROOT, rename_flow_run
-from flows.promote import ARTIFACT
+from flows.promote import ARTIFACT, STATEMENTS
 from flows.report import shorten
 from flows.terminal import run_cli, run_flow
 from flows.workspace import git, open_scratch_clone, resolve_revision
 
-STATEMENTS = "model.intoto.jsonl"  # beside the model: a bundle of in-toto, one signed envelope a line
 ENVIRONMENT_FILE = "requirements.lock"
 IN_TOTO = "application/vnd.in-toto+json"
 BUILD_TYPE = "https://dvc.org/doc/command-reference/repro"
@@ -155,7 +154,7 @@ def rebuild_cli(
     No result is taken from DVC's cache. Raw data that are here are used if they have the published checksums; other raw
     data are downloaded. For example:
 
-    python -m flows.rebuild v0.2.0 --private-key private.pem
+    python -m flows.rebuild --private-key private.pem
 
     lockstep verify --rebuilt 2 --rebuilder-key a.pub --rebuilder-key b.pub
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from lockstep.clone import start_program
 from lockstep.errors import LockstepError
 
-EXAMPLE = """example, in a clone of the project, after `make setup`: lockstep rebuild v0.2.0 --private-key private.pem
+EXAMPLE = """example, in a clone of the project, after `make setup`: lockstep rebuild --private-key private.pem
 exit status: 0 the same bytes, 1 not, or the run failed, 2 this is not a clone"""
 
 

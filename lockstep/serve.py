@@ -126,12 +126,16 @@ def load_app(
     create_app: "Callable[[Settings], Starlette]", settings: Settings, follower: subprocess.Popen[bytes] | None
 ) -> "Starlette":
     """The application, with its model loaded. A follower brings the model: until it has, wait."""
+    reported = ""
     while True:
         try:
             return create_app(settings)
-        except (FileMissingError, HashMismatchError):
+        except (FileMissingError, HashMismatchError) as error:
             if not follower or follower.poll() is not None:
                 raise
+            if settings.files.model.exists() and str(error) != reported:
+                print(f"waiting: {error}", file=sys.stderr, flush=True)
+                reported = str(error)
         time.sleep(0.5)
 
 
