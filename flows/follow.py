@@ -51,7 +51,10 @@ async def follow(stage: str, folder: Path, interval: float) -> None:
                 await replace_model(folder, commit)
                 print(f"{folder}: the model of {commit[:10]} is {stage}", flush=True)
             current, reported = commit, None
-        except FlowError as error:  # origin or the DVC remote may be away for a while: the folder stays as it is
+        except (
+            FlowError,
+            OSError,
+        ) as error:  # origin or the DVC remote may be away for a while: the folder stays as it is
             if str(error) != reported:
                 print(f"{folder}: not updated: {error}", flush=True)
             reported = str(error)

@@ -119,11 +119,12 @@ def apply_experiment(params: Path, name: str, changes: Mapping[str, Any]) -> str
     before, text = flatten(read_params(params)), edit_params_text(params, changes)
     asyncio.run(validate_params(params.parent, text, sorted({key.partition(".")[0] for key in changes})))
     write_params(params, text)
-    changed = [key for key, value in changes.items() if before[key] != value]
+    after = flatten(read_params(params))
+    changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     if not changed:
         return f"params.yaml has the values of the set {name} of experiments.yaml already"
     width = max(map(len, changed))
-    lines = [f"  {key:<{width}}  {format_param(before, key)} -> {format_param(changes, key)}" for key in changed]
+    lines = [f"  {key:<{width}}  {format_param(before, key)} -> {format_param(after, key)}" for key in changed]
     return "\n".join([f"The set {name} of experiments.yaml changed in params.yaml:", *lines])
 
 

@@ -45,10 +45,11 @@ async def promote(stage: str = "prod", audit: bool = True, push: bool = False, r
     try:
         check_attempts()
         commit = await find_candidate(revision)
+        before = await staged_commit(stage)
         checks = [check async for check in run_checks(commit, stage, audit)]
         if all(passed for _, passed, _ in checks):
-            if await find_candidate(revision) != commit:
-                raise FlowError("a commit was made while the model was checked: run it again")
+            if (await find_candidate(revision), await staged_commit(stage)) != (commit, before):
+                raise FlowError("a commit or a promotion was made while the model was checked: run it again")
             version = await register(commit, stage, push)
             state: State[Any] = Completed(name="Promoted", message=f"{ARTIFACT} {version} is now {stage}")
         else:
@@ -69,8 +70,9 @@ async def promote(stage: str = "prod", audit: bool = True, push: bool = False, r
 async def find_candidate(revision: str) -> str:
     """The commit of the revision, after origin's branches and tags have been fetched; HEAD must be what is here."""
     changed = await git(ROOT, "status", "--porcelain", "--", "dvc.yaml", "dvc.lock", "params.yaml")
-    if changed and revision == "HEAD":
-        raise FlowError(f"{', '.join(line.split()[-1] for line in changed)}: not committed; HEAD is what is promoted")
+    if changed:
+        names = ", ".join(line.split()[-1] for line in changed)
+        raise FlowError(f"{names}: not committed; a promotion takes the level and the paths of a commit")
     await fetch_origin(ROOT)
     return await resolve_revision(ROOT, revision)
 
@@ -127,11 +129,12 @@ def compare_predictions(old: Predictions, new: Predictions, level: float) -> Che
     """McNemar's exact test in one direction: is the new model worse on the same images?"""
     if obstacle := find_obstacle(old, new):
         return "comparison", False, f"the two models were {obstacle}"
-    test = Comparison(old, new, level).test
+    comparison = Comparison(old, new, level)
+    test = comparison.test
     passed = test.p_worse >= level
     details = f"{test.won} test images won and {test.lost} lost; at least so many are lost by chance with p = "
     details += f"{test.p_worse:.3g}" + (" (not below" if passed else ", below") + f" promote.level {level:g}"
-    return "comparison", passed, details + (")" if passed else "")
+    return "comparison", passed, details + (")" if passed else "") + (f"; {comparison.note}" if comparison.note else "")
 
 
 async def staged_commits(stage: str) -> list[str]:

@@ -40,13 +40,13 @@ async def rebuild(private_key: Path, revision: str = "HEAD", statements: Path | 
     try:
         check_attempts()
         signer = read_signer(private_key)
+        path = statements or ROOT / Path(read_dag(ROOT).artifacts[ARTIFACT]).with_name(STATEMENTS)
+        append_line(path, "")  # before hours of work
         commit = await resolve_revision(ROOT, revision)
         await check_environment(commit)
         async with open_scratch_clone(ROOT, log.info, commit) as root:
             statement = await run_again(root, commit)
-        path = statements or ROOT / Path(read_dag(ROOT).artifacts[ARTIFACT]).with_name(STATEMENTS)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(sign_statement(statement, signer) + "\n")
+        append_line(path, sign_statement(statement, signer))
         names = ", ".join(subject["name"] for subject in statement["subject"])
         state: State[Any] = Completed(
             name="Rebuilt", message=f"{commit[:10]}: the same bytes as in dvc.lock: {names}; stated in {path}"
@@ -60,6 +60,7 @@ async def rebuild(private_key: Path, revision: str = "HEAD", statements: Path | 
 
 def read_signer(path: Path) -> Any:
     try:
+        from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
         from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]
     except ModuleNotFoundError as error:
@@ -68,7 +69,11 @@ def read_signer(path: Path) -> Any:
         return CryptoSigner(load_pem_private_key(path.read_bytes(), password=None))
     except OSError as error:
         raise FlowError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError) as error:  # a public key, a password, a kind of key that is not supported
+    except (
+        ValueError,
+        TypeError,
+        UnsupportedAlgorithm,
+    ) as error:  # a public key, a password, …
         raise FlowError(f"{path}: not a private key without a password, as PEM: {str(error)[:100]}") from None
 
 
@@ -140,6 +145,21 @@ def sign_statement(statement: Mapping[str, Any], signer: Any) -> str:
     envelope = Envelope(json.dumps(statement, sort_keys=True).encode(), IN_TOTO, {})
     envelope.sign(signer)
     return json.dumps(envelope.to_dict())
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append the line, or with an empty one find out whether that is possible, and leave no empty file."""
+    try:
+        with path.open("a+b") as file:
+            if line:
+                file.seek(max(0, file.tell() - 1))
+                separator = b"" if file.read(1) in (b"", b"\n") else b"\n"
+                file.write(separator + line.encode() + b"\n")
+            is_empty = not file.tell()
+        if is_empty:
+            path.unlink()
+    except OSError as error:
+        raise FlowError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def rebuild_cli(

@@ -90,6 +90,8 @@ async def clone(project_dir: Path, path: Path, on_message: OnMessage, revision: 
     """Clone the revision, with DVC's settings and cache and the data that exists."""
     head = await resolve_revision(project_dir, revision)
     await git(project_dir, "clone", "--quiet", "--no-checkout", ".", str(path))
+    if not await has_commit(path, head):  # from a shallow clone only heads and tags come along
+        await git(path, "fetch", "--quiet", "origin", head)
     await git(path, "checkout", "--quiet", "--detach", head)
     settings = await dvc_settings(project_dir)
     write_dvc_settings(path, settings)
@@ -156,6 +158,10 @@ async def fetch_origin(project_dir: Path) -> None:
     """Fetch the branches and tags of origin, if there is one; a worker's clone follows one branch only."""
     if "origin" in await git(project_dir, "remote"):
         await git(project_dir, "fetch", "--quiet", "--tags", "origin", "+refs/heads/*:refs/remotes/origin/*")
+
+
+async def has_commit(path: Path, commit: str) -> bool:
+    return (await stream_command(["git", "cat-file", "-e", commit], path)).returncode == 0
 
 
 async def resolve_revision(project_dir: Path, revision: str) -> str:

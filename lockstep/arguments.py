@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from lockstep.classifier import default_model
+from lockstep.errors import LockstepError
 from lockstep.proof import ProofFiles
 
 MODEL_HELP = "the ONNX file; default: data/model/model.onnx if there is one, else the published model"
@@ -34,6 +35,13 @@ def add_proof_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="the public key, PEM, of one who is trusted to rebuild; may be given several times",
     )
+
+
+def proof_files_or_none(args: argparse.Namespace) -> ProofFiles | None:
+    """None with --no-verify."""
+    if args.no_verify and (args.key or args.rebuilt or args.rebuilder_key):
+        raise LockstepError("--no-verify contradicts --key and --rebuilt")
+    return None if args.no_verify else proof_files_from_arguments(args)
 
 
 def proof_files_from_arguments(args: argparse.Namespace) -> ProofFiles:

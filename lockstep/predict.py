@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lockstep.arguments import MODEL_HELP, add_proof_arguments, positive, proof_files_from_arguments
+from lockstep.arguments import MODEL_HELP, add_proof_arguments, positive, proof_files_or_none
 from lockstep.classifier import BATCH_SIZE, Classifier, Prediction
 from lockstep.decoding import MAX_PIXELS, SUFFIXES
 from lockstep.errors import ImageError, LockstepError
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     try:
-        verify = False if args.no_verify else proof_files_from_arguments(args)
+        verify = proof_files_or_none(args) or False
         classifier = Classifier(args.model, threads=args.threads, max_pixels=args.max_pixels, verify=verify)
         if args.reject:
             classifier.require_reject_rule()

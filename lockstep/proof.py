@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lockstep.certificate import Certificate, read_certificate
-from lockstep.errors import FileMissingError, HashMismatchError
+from lockstep.errors import FileMissingError, HashMismatchError, LockstepError
 from lockstep.rebuilt import STATEMENTS, check_rebuilt
 from lockstep.signature import CARD, SIGNATURE, check_signature
 
@@ -36,6 +36,10 @@ class ProofFiles:
     key: str | Path | None = None
     rebuilt: int = 0
     rebuilder_keys: Sequence[str | Path] = ()
+
+    def __post_init__(self) -> None:
+        if self.rebuilt < 0 or bool(self.rebuilt) != bool(self.rebuilder_keys):
+            raise LockstepError("statements of rebuilds need both: how many (--rebuilt), and whose (--rebuilder-key)")
 
     @classmethod
     def beside_model(cls, model: Path, key: str | Path | None = None) -> "ProofFiles":

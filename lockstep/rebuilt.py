@@ -11,6 +11,7 @@ from lockstep.errors import LockstepError
 STATEMENTS = "model.intoto.jsonl"  # beside the model: one signed envelope (DSSE) a line
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
+BUILDER = "urn:lockstep:rebuild"  # other provenance, as of the original build, is no rebuild
 
 
 def check_rebuilt(
@@ -57,6 +58,7 @@ def check_rebuilt(
 
 def read_key(path: Path) -> Any:
     """The public key; equal keys have equal ids, whatever their files are called."""
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
     from securesystemslib.signer import SSlibKey  # type: ignore[attr-defined]
 
@@ -64,14 +66,15 @@ def read_key(path: Path) -> Any:
         return SSlibKey.from_crypto(load_pem_public_key(path.read_bytes()))
     except OSError as error:
         raise LockstepError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise LockstepError(f"{path}: not a public key, as PEM") from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise LockstepError(f"{path}: not a public key of a kind that is supported, as PEM") from None
 
 
 def states(envelope: Any, files: Mapping[str, bytes]) -> bool:
     """Whether its statement is of a rebuild, and names each of these files with its hash."""
     statement = json.loads(envelope.payload)
-    if envelope.payload_type != PAYLOAD_TYPE or statement["predicateType"] != PREDICATE_TYPE:
+    builder = statement.get("predicate", {}).get("runDetails", {}).get("builder", {}).get("id")
+    if (envelope.payload_type, statement.get("predicateType"), builder) != (PAYLOAD_TYPE, PREDICATE_TYPE, BUILDER):
         return False
     stated = dict(read_subjects(statement))
     return all(stated.get(name) == hashlib.sha256(content).hexdigest() for name, content in files.items())

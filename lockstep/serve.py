@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lockstep.arguments import MODEL_HELP, add_proof_arguments, positive, proof_files_from_arguments
+from lockstep.arguments import MODEL_HELP, add_proof_arguments, positive, proof_files_or_none
 from lockstep.classifier import default_model
 from lockstep.clone import start_program
-from lockstep.errors import FileMissingError, HashMismatchError, LockstepError
+from lockstep.errors import LockstepError
 from lockstep.service.settings import ModelFiles, Settings
 
 if TYPE_CHECKING:
@@ -85,8 +85,15 @@ def run(args: argparse.Namespace) -> int:
     if args.follow:
         args.model = args.model or FOLLOWED
     model = args.model or default_model()
+    try:
+        files = ModelFiles(model, proof_files_or_none(args), args.report)
+        if args.follow and model.name != FOLLOWED.name:
+            raise LockstepError(f"--follow writes {FOLLOWED.name}: name a --model that is called so")
+    except LockstepError as error:
+        print(error, file=sys.stderr)
+        return 2
     settings = Settings(
-        ModelFiles(model, None if args.no_verify else proof_files_from_arguments(args), args.report),
+        files,
         threads=args.threads,
         max_concurrent_images=max(args.max_concurrent_images, args.max_images),
         max_bytes=args.max_bytes,
@@ -130,7 +137,7 @@ def load_app(
     while True:
         try:
             return create_app(settings)
-        except (FileMissingError, HashMismatchError) as error:
+        except LockstepError as error:
             if not follower or follower.poll() is not None:
                 raise
             if settings.files.model.exists() and str(error) != reported:

@@ -53,7 +53,11 @@ def format_lines(certificate: Certificate, replay: GoldenReplay) -> list[str]:
         f"certificate  {hashes.sha256}",
         f"accuracy     {quality.accuracy:.4f} (95 % interval {quality.accuracy_low:.4f} to {quality.accuracy_high:.4f})"
         f" on {quality.images} test images of {certificate.dataset.name}, required: {quality.min_accuracy:g}",
-        *([f"macro_f1     {quality.macro_f1:.4f}, required: {quality.min_macro_f1:g}"] if quality.macro_f1 else []),
+        *(
+            [f"macro_f1     {quality.macro_f1:.4f}, required: {quality.min_macro_f1:g}"]
+            if None not in (quality.macro_f1, quality.min_macro_f1)
+            else []
+        ),
         f"parity       equal to the trained network within {parity.atol:g} in {parity.configurations} configurations, "
         f"each on up to {parity.images} test images; "
         f"labels equal unless two logits differ by less than {parity.margin:g}",

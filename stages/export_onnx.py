@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import math
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -81,8 +82,9 @@ def fit_reject_rule(network: Classifier, splits: Path, fraction: float) -> Rejec
     probabilities = np.concatenate([run_torch(network, block).probabilities.max(axis=1) for block in blocks])
     roughness = np.concatenate(list(map(measure_roughness, blocks)))
     low, high = np.quantile(roughness, [fraction / 20, 1 - fraction / 20])
-    # Four digits: more would be of this CPU.
-    return RejectRule(*(round(float(value), 4) for value in (np.quantile(probabilities, fraction), low, high)))
+    # Four digits, since more would be of this CPU; rounded so that no more images are rejected, also near 1.
+    least, low, high = 1e4 * np.quantile(probabilities, fraction), 1e4 * low, 1e4 * high
+    return RejectRule(math.floor(least) / 1e4, math.floor(low) / 1e4, math.ceil(high) / 1e4)
 
 
 class ExportModule(nn.Module):

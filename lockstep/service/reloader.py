@@ -97,7 +97,8 @@ class ModelReloader:
             report = read_report(self.files.report) if self.files.report else None
         except LockstepError:
             return None
-        certified = vars(classifier.certificate.quality) if classifier.certificate else {}
+        quality = vars(classifier.certificate.quality) if classifier.certificate else {}
+        certified = {key: value for key, value in quality.items() if value is not None}  # None: an older certificate
         weights = classifier.metadata.properties.get("weights_sha256", "")[:WEIGHTS_DIGITS]
         expected = {"weights": weights, **certified}
         return report if report and all(report.get(key) == value for key, value in expected.items()) else None

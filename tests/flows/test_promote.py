@@ -92,7 +92,7 @@ def test_tags_are_pushed_or_not_made(project: Path, prefect_api_url: str, tmp_pa
     assert tags == ["classifier#prod#2", "classifier@v0.0.2"]
     set_param(project / "params.yaml", "promote.level", 1e-9)
     result = promote(project, prefect_api_url, "--skip-audit", status=1)
-    assert "params.yaml: not committed; HEAD is what is promoted" in result.stdout
+    assert "params.yaml: not committed; a promotion takes the level and the paths of a commit" in result.stdout
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from served import make_keys, sha256_of
 from lockstep import Classifier, LockstepError, ProofFiles
 from lockstep.__main__ import main
 
+REBUILT = {"runDetails": {"builder": {"id": "urn:lockstep:rebuild"}}}
 NAMES = ("model.onnx", "golden.json", "certificate.json")
 
 
@@ -22,7 +23,7 @@ def state(model: Path, private: Path, **changes: Any) -> str:
         "_type": "https://in-toto.io/Statement/v1",
         "subject": [{"name": name, "digest": {"sha256": sha256_of(model.with_name(name))}} for name in NAMES],
         "predicateType": "https://slsa.dev/provenance/v1",
-        "predicate": {},
+        "predicate": REBUILT,
         **changes,
     }
     envelope = Envelope(json.dumps(statement).encode(), "application/vnd.in-toto+json", {})
@@ -62,15 +63,19 @@ def test_one_key_counts_once_whatever_its_file_is_called(
 ) -> None:
     (a, a_public), _ = keys
     (copy := tmp_path / "copy.pub").write_bytes(a_public.read_bytes())
-    write(model_copy, state(model_copy, a), state(model_copy, a, predicate={"again": True}))
+    write(model_copy, state(model_copy, a), state(model_copy, a, predicate={**REBUILT, "again": True}))
     assert verify(model_copy, 2, a_public, copy) == 1
     assert "1 of 1 keys have stated" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"subject": [{"name": "model.onnx", "digest": {"sha256": "0" * 64}}]}, {"predicateType": "https://example.org"}],
-    ids=["other bytes", "another predicate"],
+    [
+        {"subject": [{"name": "model.onnx", "digest": {"sha256": "0" * 64}}]},
+        {"predicateType": "https://example.org"},
+        {"predicate": {}},
+    ],
+    ids=["other bytes", "another predicate", "provenance of the original build"],
 )
 def test_a_statement_of_something_else_does_not_count(
     changes: dict[str, Any],
@@ -84,11 +89,24 @@ def test_a_statement_of_something_else_does_not_count(
     assert capsys.readouterr().err.endswith("1 are required; 1 of their statements are of other bytes\n")
 
 
+def test_a_requirement_is_never_dropped_in_silence(
+    model_copy: Path, keys: list[tuple[Path, Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = str(keys[0][1])
+    for words in (["--rebuilder-key", key], ["--rebuilt", "1"]):
+        assert main(["verify", str(model_copy), *words]) == 1
+        assert "need both: how many (--rebuilt), and whose" in capsys.readouterr().err
+    image = model_copy.with_name("none.png")
+    for command in (["predict", str(image)], ["serve"]):
+        assert main([*command, "--model", str(model_copy), "--no-verify", "--key", key]) == 2
+        assert capsys.readouterr().err == "--no-verify contradicts --key and --rebuilt\n"
+
+
 def test_a_changed_statement_and_one_of_a_stranger_do_not_count(
     model_copy: Path, keys: list[tuple[Path, Path]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (a, a_public), (b, _) = keys
-    envelope = json.loads(state(model_copy, a, predicate={"x": 1}))
+    envelope = json.loads(state(model_copy, a, predicate={**REBUILT, "x": 1}))
     envelope["payload"] = json.loads(state(model_copy, a))["payload"]
     write(model_copy, json.dumps(envelope) + "\n", state(model_copy, b))
     assert verify(model_copy, 1, a_public) == 1
@@ -104,7 +122,10 @@ def test_bad_files_are_one_line(
     proof_files = ProofFiles(*map(model_copy.with_name, NAMES[1:]), rebuilt=1, rebuilder_keys=[public])
     with pytest.raises(LockstepError, match=r"model\.intoto\.jsonl: line 2 is not a signed statement \("):
         Classifier(model_copy, verify=proof_files)
-    for key, message in ((private, "not a public key, as PEM"), (private.with_name("none"), "cannot be read")):
+    for key, message in (
+        (private, "not a public key of a kind that is supported"),
+        (private.with_name("none"), "cannot be read"),
+    ):
         assert verify(model_copy, 1, key) == 1
         assert message in capsys.readouterr().err
     model_copy.with_name("model.intoto.jsonl").unlink()
