@@ -89,7 +89,8 @@ def run_ours(folder: Path, name: str, seed: int, threads: int, changes: dict[str
     run.mkdir()
     (run / "params.yaml").write_text(json.dumps(params))
     run_stage("download", run, own=folder / "own", raw=run / "raw")
-    run_stage("preprocess", run, raw=run / "raw", splits=run / "splits", samples=run / "samples.png")
+    reports = {"samples": run / "samples.png", "findings": run / "data.md"}
+    run_stage("preprocess", run, raw=run / "raw", splits=run / "splits", **reports)
     outputs = ("weights", "history", "trace", "report", "environment", "splits", "pretrained", "checkpoints")
     output = run_stage("train", run, **{output: run / output for output in outputs})
     match = re.search(r"steps in ([\d.]+) s", output)

@@ -108,13 +108,13 @@ def test_a_weight_that_changes_by_one_bit_in_step_300_is_located(tmp_path: Path,
     run_dvc(project, "repro")
     commit_all(project)
     source = project / "stages" / "train.py"
-    step = "        loss, logits = train_step(section, ddp_network, state.optimizers, images, labels)\n"
+    after_step = "        lr = factor * section.learning_rate\n"
     change = """        if step + 1 == 300:
             bias = network.head.bias.data[:1]
             bias.copy_(torch.nextafter(bias, bias + 1))
 """
-    assert source.read_text().count(step) == 1
-    source.write_text(source.read_text().replace(step, step + change))
+    assert source.read_text().count(after_step) == 1
+    source.write_text(source.read_text().replace(after_step, change + after_step))
     commit_all(project)
     name, message = run_audit(project, prefect_api_url, 1)
     assert name == "Failed"

@@ -210,6 +210,7 @@ def test_all_deployments_are_made_with_their_schedules_and_limits_and_automation
     automations = {entry["name"]: entry["id"] for entry in post_api(pool, "automations/filter")}
     assert {*automations} == {
         "lockstep: end runs that show no sign of life",
+        "lockstep: promote after nightly",
         "lockstep: run again what died in a team's pool",
     }
     prefect(chain, pool, "deploy", "-n", "nightly")

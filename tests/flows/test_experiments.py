@@ -55,7 +55,7 @@ def test_an_experiment_that_fails_its_gate_keeps_its_metrics_and_gets_no_certifi
     columns = [cell.strip() for cell in header.split("|")]
     verdicts = {row.split("|")[1].strip(): row.split("|")[columns.index("passed")].strip() for row in rows}
     assert next(verdict for name, verdict in verdicts.items() if "hopeless" in name) == "False"
-    assert verdicts["main"] == "True"
+    assert verdicts["HEAD"] == "True"
 
     run_dvc(project, "exp", "apply", "hopeless")
     report = json.loads((project / "data/reports/evaluate.json").read_text())
