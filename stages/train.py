@@ -99,7 +99,7 @@ class Train(Section):
         if self.optimizer in ("sgd", "muon") and self.nesterov and not self.momentum:
             raise ValueError("nesterov: true needs a momentum above 0")
         if self.start_from and Path(self.start_from).name != self.start_from:
-            raise ValueError("train.start_from is the name of a file in the folder of pretrained weights, without a folder")
+            raise ValueError("train.start_from is the name of a file of pretrained weights, without its folder")
         if self.start_from and self.stem == "whitened":
             raise ValueError("train.start_from brings its own first convolution: set train.stem to learned")
         return self
