@@ -1,4 +1,7 @@
-"""Statistics of predictions: Wilson's interval of an accuracy, and McNemar's exact test of two models."""
+"""Statistics of predictions: Wilson's interval of an accuracy, and McNemar's exact test of two models.
+
+By hand, since importing scipy.stats would add a second to each run of the flow; tests hold them against scipy's.
+"""
 
 import math
 from collections.abc import Iterable

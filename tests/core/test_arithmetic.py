@@ -15,6 +15,15 @@ from conftest import ROOT
 from stages.core import arithmetic
 from stages.core.arithmetic import PORTABLE_ENV, is_stage_command, set_arithmetic_env, why_cpu_not_portable
 
+TRAIN_PATHS = {
+    "weights": "w",
+    "history": "h",
+    "trace": "t",
+    "report": "r",
+    "environment": "e.json",
+    "checkpoints": "c",
+    "pretrained": "p",
+}
 Params = Callable[..., Path]
 
 
@@ -22,16 +31,7 @@ def train(
     folder: Path, params: Path, splits: Path, *before: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """`python -m stages.train` in an environment that has none of the variables, but for these."""
-    names = {
-        "weights": "w",
-        "history": "h",
-        "trace": "t",
-        "report": "r",
-        "environment": "e.json",
-        "checkpoints": "c",
-        "pretrained": "p",
-    }
-    flags = [word for name, file in names.items() for word in (f"--{name}", str(folder / file))]
+    flags = [word for name, file in TRAIN_PATHS.items() for word in (f"--{name}", str(folder / file))]
     clean = {name: value for name, value in os.environ.items() if name not in PORTABLE_ENV}
     command = [
         *(before or [sys.executable]),
@@ -128,16 +128,7 @@ def test_where_it_is_impossible_the_stage_says_so_records_it_and_goes_on(
     (tmp_path / "cpuinfo").write_text("vendor_id : OldMaker\nmodel name : Old One\nflags : fpu sse2\n\nvendor_id : x\n")
     arithmetic.cpu_fields.cache_clear()
     monkeypatch.delenv("MKL_CBWR", raising=False)
-    names = {
-        "weights": "w",
-        "history": "h",
-        "trace": "t",
-        "report": "r",
-        "environment": "e.json",
-        "checkpoints": "c",
-        "pretrained": "p",
-    }
-    paths = {name: tmp_path / file for name, file in names.items()}
+    paths = {name: tmp_path / file for name, file in TRAIN_PATHS.items()}
     try:
         stage(params=params(SHORT), splits=stage_outputs / "splits", **paths)
     finally:
