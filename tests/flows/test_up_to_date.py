@@ -90,7 +90,7 @@ def mark_conflict(project: Path) -> None:
         (lambda toy: shutil.rmtree(toy / ".dvc" / "cache"), 0, "make              Ran"),
         (lambda toy: change_param(toy, "right.text", "new"), 0, "params right.text right -> new"),
         (lambda toy: change_param(toy, "right.text", 5), 1, "params.yaml: right.text: "),
-        (lambda toy: change_param(toy, "rihgt.text", "new"), 0, "up to date"),
+        (lambda toy: change_param(toy, "rihgt.text", "new"), 1, "params.yaml: unknown section 'rihgt'"),
         (lambda toy: (toy / "dvc.lock").unlink(), 0, "join              Restored"),
         (mark_conflict, 1, "dvc.lock: not valid YAML (a merge conflict?)"),
     ],
