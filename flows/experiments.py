@@ -18,7 +18,6 @@ from prefect.artifacts import acreate_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
 from pydantic import Field
-from ruamel.yaml import YAML
 
 from flows.automation import check_attempts
 from flows.comparison import compare_revisions
@@ -26,7 +25,7 @@ from flows.dvc.command import run_dvc
 from flows.dvc.dag import read_dag
 from flows.dvc.lock_file import repair_lockfile
 from flows.dvc.messages import command_exit_status, error_message
-from flows.dvc.params_file import edit_params_text, load_yaml, parse_overrides
+from flows.dvc.params_file import Experiments, edit_params_text, parse_overrides, read_experiments
 from flows.errors import FlowError
 from flows.parameters import validate_params
 from flows.predictions import has_predictions
@@ -45,7 +44,6 @@ COLUMNS = (
 )
 GATE_FAILED = 3  # the exit status of evaluate for a model that is not good enough
 RECORD_ONLY = "evaluate.gate=record"
-Experiments = dict[str, dict[str, Any]]  # the params of each experiment, by its name
 
 
 @flow(name="lockstep-sweep", persist_result=False)
@@ -185,13 +183,6 @@ def select_experiments(names: Sequence[str], grid: Mapping[str, list[Any]]) -> E
         if experiments.setdefault(experiment, params or {}) != (params or {}):
             raise FlowError(f"{name}: another of these experiments would also be called {experiment}; run them apart")
     return experiments
-
-
-def read_experiments(root: Path) -> Experiments:
-    content = load_yaml(YAML(typ="safe", pure=True), root / "experiments.yaml")
-    if not all(isinstance(params, dict | None) for params in content.values()):
-        raise FlowError("experiments.yaml: each entry is a set of params, as in 'name: {train.epochs: 3}'")
-    return {str(name): params or {} for name, params in content.items()}
 
 
 async def read_results(experiments: Experiments, on_wait: Callable[[str], None]) -> list[dict[str, str]]:

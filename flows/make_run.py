@@ -4,8 +4,8 @@ import asyncio
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,18 +19,18 @@ from flows.dvc.params_file import (
     flatten,
     get_param,
     load_yaml,
+    read_experiments,
     read_params,
     set_param,
     write_params,
 )
 from flows.environment import environment, run_command
 from flows.errors import FlowError
-from flows.experiments import read_experiments
 from flows.parameters import param_comment, validate_params
-from flows.pipeline import pipeline
 from flows.plan import format_param
 from flows.server import start_temporary_server
 from flows.terminal import run_cli, run_flow
+from flows.up_to_date import format_without_server, plan_without_server
 
 ROOT = Path(__file__).parent.parent
 DATASET = "download.dataset"
@@ -64,19 +64,35 @@ def make_run_cli(
         Write the values of this set of experiments.yaml to params.yaml first, and say which of them changed.
     """
     changes = find_experiment(ROOT, experiment) if experiment else {}
-    wait_for_server = start_temporary_server()  # it starts while the data set is chosen
     asyncio.run(repair_lockfile(ROOT, read_dag(ROOT), print))
-    choice = choose_dataset(ROOT, dataset, experiment, changes)
-    print(f"{choice.note}\n", flush=True)
-    status = run_flow(pipeline, wait_for_server)
-    print("\n" + "\n\n".join(filter(None, [choice.advice, choice.note])))
+    with restored_on_failure(ROOT / "params.yaml"):
+        changed = choose_dataset(ROOT, dataset, experiment, changes)
+        is_own = get_param(ROOT / "params.yaml", DATASET) == OWN
+        advice = survey_own_images(ROOT) if is_own else ""
+        plan = plan_without_server(ROOT)
+        wait_for_server = None if plan else start_temporary_server()  # it starts while the mirrors are asked
+        note = describe_dataset(ROOT) if plan or is_own else find_dataset(ROOT, dataset)
+    print("\n\n".join(filter(None, [changed, note])) + "\n", flush=True)
+    if plan:
+        print(format_without_server(ROOT, plan))
+        status = 0
+    else:
+        from flows.pipeline import pipeline  # imports Prefect, which takes a second
+
+        status = run_flow(pipeline, wait_for_server)
+    print("\n" + "\n\n".join(filter(None, [advice if not experiment else "", note])))
     sys.exit(status)
 
 
-@dataclass(frozen=True)
-class Choice:
-    note: str  # names the data set, and says why
-    advice: str  # on your own images, if it is not taken with this run
+@contextmanager
+def restored_on_failure(path: Path) -> Iterator[None]:
+    """If the block raises an error, or exits, the file is as it was."""
+    before = path.read_bytes()
+    try:
+        yield
+    except BaseException:
+        path.write_bytes(before)
+        raise
 
 
 def find_experiment(root: Path, name: str) -> dict[str, Any]:
@@ -87,64 +103,72 @@ def find_experiment(root: Path, name: str) -> dict[str, Any]:
     return known[name]
 
 
-def choose_dataset(
-    root: Path, requested: str, experiment: str = "", changes: Mapping[str, Any] | None = None
-) -> Choice:
-    """Write the CHANGES of an experiment and the data set to params.yaml, and print what changed.
-
-    If the data set cannot be had, params.yaml stays as it was.
-    """
+def choose_dataset(root: Path, requested: str, experiment: str, changes: Mapping[str, Any]) -> str:
+    """Write the CHANGES of an experiment and the data set to params.yaml; returns what the experiment changed."""
     params = root / "params.yaml"
-    before = params.read_bytes()
-    applied = apply_experiment(params, experiment, changes or {}) if experiment else ""
+    changed = apply_experiment(params, experiment, changes) if experiment else ""
     if requested and requested != get_param(params, DATASET):
         set_param(params, DATASET, requested)
-    name = get_param(params, DATASET)
-    status, advice = check_dataset(root, name)
-    if status and (requested or status != UNAVAILABLE):
-        params.write_bytes(before)
-        sys.exit(status)
-    if applied:
-        print(f"{applied}\n", flush=True)
-    if status:
-        set_param(params, DATASET, "digits")
-        note = f"No mirror delivers {name}: {DATASET} is now digits, the embedded set, in params.yaml; {HOW_TO_SWITCH}"
-        return Choice(note, "")
-    note = f"The data set is {name}, as params.yaml says" + (f"; {HOW_TO_SWITCH}" if name == "digits" else "")
-    return Choice(note, "" if experiment else advice)
+    return changed
 
 
 def apply_experiment(params: Path, name: str, changes: Mapping[str, Any]) -> str:
     """Write the changes to params.yaml, if they are valid; returns lines that name what has another value now."""
     before, text = flatten(read_params(params)), edit_params_text(params, changes)
+    if all(before.get(key) == value for key, value in flatten(changes).items()):
+        return f"params.yaml has the values of the set {name} of experiments.yaml already"
     asyncio.run(validate_params(params.parent, text, sorted({key.partition(".")[0] for key in changes})))
     write_params(params, text)
     after = flatten(read_params(params))
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    if not changed:
-        return f"params.yaml has the values of the set {name} of experiments.yaml already"
     width = max(map(len, changed))
     lines = [f"  {key:<{width}}  {format_param(before, key)} -> {format_param(after, key)}" for key in changed]
     return "\n".join([f"The set {name} of experiments.yaml changed in params.yaml:", *lines])
 
 
-def check_dataset(root: Path, name: str) -> tuple[int, str]:
-    """0 if the data set is in the folder, in DVC's cache or on a mirror, else the download stage's exit status.
+def survey_own_images(root: Path) -> str:
+    """Print what they are, before DVC reads them; returns the download stage's advice, or exits as the stage does.
 
-    Of your own images the stage prints what they are, before DVC reads them: DVC does not end where there is a FIFO,
-    and to it a new class folder without images, or a linked folder inside a class, is no change. The second value is
-    the stage's advice.
+    DVC does not end where there is a FIFO, and to it a new class folder without images, or a linked folder inside a
+    class, is no change.
     """
-    command = [*shlex.split(read_dag(root).stages["download"].command), "--check"]
-    if name == OWN:
-        result = subprocess.run(command, cwd=root, env=environment(), stdout=subprocess.PIPE, text=True, check=False)
-        if text := result.stdout.strip():
-            print(f"{text}\n", flush=True)
-        return result.returncode, text.rpartition("\n\n")[2]  # the advice is the last paragraph
+    result = subprocess.run(
+        check_command(root), cwd=root, env=environment(), stdout=subprocess.PIPE, text=True, check=False
+    )
+    if text := result.stdout.strip():
+        print(f"{text}\n", flush=True)
+    if result.returncode:
+        sys.exit(result.returncode)
+    return text.rpartition("\n\n")[2]  # the advice is the last paragraph
+
+
+def check_command(root: Path) -> list[str]:
+    """The command of the download stage that only checks whether the data set can be had."""
+    return [*shlex.split(read_dag(root).stages["download"].command), "--check"]
+
+
+def find_dataset(root: Path, requested: str) -> str:
+    """Exit unless the data set is in the folder, in DVC's cache or on a mirror; returns a line that names it.
+
+    If it was not REQUESTED and no mirror delivers it, the embedded set takes its place in params.yaml.
+    """
     run_command(["dvc", "checkout", "--quiet", "download"], root, quiet=True)  # from the cache
     if run_command(["dvc", "status", "--quiet", "download"], root, quiet=True) == 0:
-        return 0, ""
-    return run_command(command, root), ""
+        return describe_dataset(root)
+    status = run_command(check_command(root), root)
+    if status and (requested or status != UNAVAILABLE):
+        sys.exit(status)
+    if not status:
+        return describe_dataset(root)
+    params = root / "params.yaml"
+    name = get_param(params, DATASET)
+    set_param(params, DATASET, "digits")
+    return f"No mirror delivers {name}: {DATASET} is now digits, the embedded set, in params.yaml; {HOW_TO_SWITCH}"
+
+
+def describe_dataset(root: Path) -> str:
+    name = get_param(root / "params.yaml", DATASET)
+    return f"The data set is {name}, as params.yaml says" + (f"; {HOW_TO_SWITCH}" if name == "digits" else "")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ from flows.remote import has_worker, run_stage_elsewhere
 from flows.report import StageResult, format_result, plan_title, publish_report, result_stages, run_title
 from flows.results import take_over_results
 from flows.terminal import run_cli, run_flow
+from flows.up_to_date import NOTHING_CHANGED, format_without_server, plan_without_server
 from flows.workspace import UPSTREAM, Where, Workspace, open_workspace
 
 ROOT = Path(__file__).parent.parent
@@ -98,7 +99,7 @@ async def pipeline(
                 stages_run = [result.stage for result in results if result.state in ("Ran", "Restored")]
                 await workspace.save_results(commit_to, run_title(results), stages_run, log.info)
             if state.is_completed():
-                log.info(format_result(workspace.path) or "There is no result yet: not all stages have run")
+                log.info(format_result(workspace.path))
             return state
     except FlowError as error:
         log.error(str(error))
@@ -231,7 +232,7 @@ class PipelineRun:
         if failed := [other for other, state in upstream.items() if not state.is_completed()]:
             return Cancelled(name="Skipped", message=f"{', '.join(failed)} did not succeed")
         if self.is_up_to_date(stage, upstream):
-            return Completed(name="UpToDate", message="Nothing that it depends on has changed")
+            return Completed(name="UpToDate", message=NOTHING_CHANGED)
         log.info(f"Starts: {reason or 'what it depends on may have changed'}")
         before, start = (await read_lock(self.root, name)).get(name), time.monotonic()
         if self.run_gpu_stage and GPU_TAG in stage.options.tags:
@@ -358,6 +359,10 @@ def pipeline_cli(
             )
         asyncio.run(check_lockfile(ROOT, dag))
         print(asyncio.run(plan_run(ROOT, dag, selected, force, changes, print)))
+        return
+    may_be_empty = not (changes or force or where != "tree" or commit_to or push)
+    if may_be_empty and (empty_plan := plan_without_server(ROOT, selected)):
+        print(format_without_server(ROOT, empty_plan))
         return
     status = run_flow(
         pipeline,

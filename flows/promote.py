@@ -20,7 +20,7 @@ from flows.errors import FlowError
 from flows.pipeline import ROOT, rename_flow_run
 from flows.predictions import Predictions, read_predictions
 from flows.process import stream_command
-from flows.report import markdown_table, shorten
+from flows.report import escape_markdown, markdown_table, shorten
 from flows.terminal import run_cli, run_flow
 from flows.workspace import dvc, fetch_origin, git, open_scratch_clone, resolve_revision
 
@@ -57,12 +57,13 @@ async def promote(stage: str = "prod", audit: bool = True, push: bool = False, r
             state = Failed(name="Refused", message="; ".join(reasons))
     except FlowError as error:
         checks, state = [], Failed(message=str(error))
-    rows = [[name, "passed" if passed else "failed", reason] for name, passed, reason in checks]
-    report = f"## {state.name}: {state.message}\n\n{markdown_table(['check', 'result', 'why'], rows)}"
+    message = escape_markdown(str(state.message))
+    rows = [[name, "passed" if passed else "failed", escape_markdown(reason)] for name, passed, reason in checks]
+    report = f"## {state.name}: {message}\n\n{markdown_table(['check', 'result', 'why'], rows)}"
     for name, passed, reason in checks:
         log.info(f"{name}: {'passed' if passed else 'failed'}, {reason}")
     log.info(f"{state.name}: {state.message}")
-    await acreate_markdown_artifact(report, ARTIFACT_KEY, state.message)
+    await acreate_markdown_artifact(report, ARTIFACT_KEY, message)
     await rename_flow_run(shorten(f"{str(state.name).lower()}: {state.message}"))
     return state
 

@@ -4,12 +4,10 @@ import base64
 import hashlib
 import html
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from prefect.artifacts import acreate_markdown_artifact
-from prefect.client.schemas import State
+from typing import TYPE_CHECKING, Any
 
 from flows.comparison import compare_with_head
 from flows.dvc.command import run_dvc
@@ -18,11 +16,15 @@ from flows.dvc.messages import last_error_line
 from flows.dvc.params_file import get_param
 from flows.plan import Plan
 
+if TYPE_CHECKING:
+    from prefect.client.schemas import State
+
 ARTIFACT_KEY = "lockstep-report"
 MAX_TITLE = 150  # characters
 UNCHANGED = ("UpToDate", "Skipped")
 STATE_WORDS = {"TimedOut": "timed out", "UpToDate": "up to date"}
 MAX_EMBEDDED = 200_000  # bytes of a picture inside the report
+MARKUP = re.compile(r"[\\`*~\[]|\b_|_\b")
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class StageResult:
     seconds: float | None  # that `dvc repro` took; None if it was not run
 
     @classmethod
-    def of(cls, stage: str, state: State[Any], seconds: float | None) -> "StageResult":
+    def of(cls, stage: str, state: "State[Any]", seconds: float | None) -> "StageResult":
         return cls(stage, state.name or "", state.message or "", state.is_completed(), seconds)
 
     @property
@@ -74,7 +76,10 @@ def shorten(text: str) -> str:
 
 async def publish_report(root: Path, results: list[StageResult], log_dir: Path) -> None:
     """Publish the report under the same key as those before, so that Prefect's page shows their history."""
-    await acreate_markdown_artifact(await make_report(root, results, log_dir), ARTIFACT_KEY, run_title(results))
+    from prefect.artifacts import acreate_markdown_artifact  # takes a second, and the result of no run needs it
+
+    description = escape_markdown(run_title(results))
+    await acreate_markdown_artifact(await make_report(root, results, log_dir), ARTIFACT_KEY, description)
 
 
 async def make_report(root: Path, results: list[StageResult], log_dir: Path) -> str:
@@ -87,14 +92,14 @@ async def make_report(root: Path, results: list[StageResult], log_dir: Path) -> 
     pictures = [root / out for name in ran for out in stages[name].outs if out.endswith(".png")]
     lines = (await run_dvc(["metrics", "diff", "--all", "--md"], root)).lines if ran else ()
     metrics = "\n".join(line for line in lines if line.startswith("|"))
-    rows = [[result.stage, result.state, result.duration, html.escape(result.reason.strip())] for result in results]
+    rows = [[result.stage, result.state, result.duration, escape_markdown(result.reason.strip())] for result in results]
     parts = [
-        "\n".join(f"- {name}: {text}" for name, text in read_result(root).items()),
+        "\n".join(f"- {name}: {escape_markdown(text)}" for name, text in read_result(root).items()),
         "## Stages",
         markdown_table(["stage", "state", "took", "why"], rows),
         f"The whole output of each is in `{log_dir.parent.name}/{log_dir.name}`." if ran else "",
         "## Compared with the last commit" if metrics or comparison else "",
-        f"The model is {comparison} (McNemar's exact test)." if comparison else "",
+        f"The model is {escape_markdown(comparison)} (McNemar's exact test)." if comparison else "",
         metrics,
         "## Pictures" if pictures else "",
         *(embed_picture(root, path) for path in pictures if path.exists()),
@@ -116,12 +121,18 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
+def escape_markdown(text: str) -> str:
+    """Markdown that shows the text as it is: names of classes and files in it may look like markup."""
+    return MARKUP.sub(lambda match: f"\\{match[0]}", html.escape(text, quote=False))
+
+
 def format_result(root: Path) -> str:
     """The result as lines for a terminal."""
     result = read_result(root)
     if result and (comparison := compare_with_head(root)):
         result["model"] = comparison
-    return "\n".join(f"  {name:<10} {text}" for name, text in result.items())
+    lines = [f"  {name:<10} {text}" for name, text in result.items()]
+    return "\n".join(lines) or "There is no result yet: not all stages have run"
 
 
 def result_stages(dag: Dag) -> list[str]:

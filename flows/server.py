@@ -9,8 +9,6 @@ from subprocess import DEVNULL, PIPE, Popen
 from tempfile import mkdtemp
 from urllib.request import ProxyHandler, build_opener
 
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME
-
 from flows import supervisor
 from flows.environment import environment
 from flows.errors import FlowError
@@ -19,9 +17,16 @@ HOST = "127.0.0.1"
 STARTUP_TIMEOUT = 90.0  # seconds
 
 
+def is_server_set() -> bool:
+    """Whether PREFECT_API_URL is set: in the environment, a profile, or the project's settings."""
+    from prefect.settings import PREFECT_API_URL  # Prefect takes a second to import
+
+    return bool(PREFECT_API_URL.value())
+
+
 def start_temporary_server() -> Callable[[], str] | None:
-    """Start a server without its web interface if PREFECT_API_URL is not set."""
-    if PREFECT_API_URL.value():
+    """Start a server without its web interface, if none is set."""
+    if is_server_set():
         return None
     with socket.socket() as listener:
         listener.bind((HOST, 0))  # a free port
@@ -53,6 +58,8 @@ def start_server(port: int, *, ui: bool) -> Callable[[], str]:
 
 def writable_home() -> dict[str, str]:
     """A temporary PREFECT_HOME if Prefect's own folder, where the database is, cannot be written."""
+    from prefect.settings import PREFECT_HOME
+
     home = PREFECT_HOME.value().expanduser()
     try:
         home.mkdir(parents=True, exist_ok=True)

@@ -6,15 +6,15 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from cyclopts import App, Parameter
-from prefect import State
-from prefect.exceptions import TerminationSignal
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.errors import FlowError
 from flows.server import start_temporary_server
+
+if TYPE_CHECKING:
+    from prefect import State
 
 LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
 
@@ -35,24 +35,30 @@ def run_cli(command: Callable[..., None], name: str) -> NoReturn:
     except RuntimeError as error:
         if "Failed to reach API" not in str(error):
             raise
+        from prefect.settings import PREFECT_API_URL
+
         url = PREFECT_API_URL.value()
         sys.exit(f"{prefix}: no Prefect server answers at {url}: start it, or unset PREFECT_API_URL")
     except KeyboardInterrupt:
         sys.exit(130)
-    except TerminationSignal as error:
-        sys.exit(128 + error.signal)
     sys.exit(0)
 
 
 def run_flow(flow: Any, wait_for_server: Callable[[], str] | None = None, **parameters: Any) -> int:
     """Run the flow in this process; returns its exit status. WAIT_FOR_SERVER is of one that is already starting."""
+    from prefect.exceptions import TerminationSignal  # Prefect takes a second to import
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
     wait_for_server = wait_for_server or start_temporary_server()
     log_to_terminal()
     with ExitStack() as stack:
         if wait_for_server:
             stack.enter_context(temporary_settings({PREFECT_API_URL: wait_for_server()}))
             logging.getLogger("prefect.engine").setLevel(logging.WARNING)  # no link to a page that ends with the run
-        state: State[Any] = asyncio.run(flow(**parameters, return_state=True))
+        try:
+            state: State[Any] = asyncio.run(flow(**parameters, return_state=True))
+        except TerminationSignal as error:
+            sys.exit(128 + error.signal)
     return 0 if state.is_completed() else 1
 
 

@@ -71,7 +71,13 @@ async def hold_dvc_lock(root: Path, on_wait: Callable[[str], None] | None = None
 async def hold_lock(path: Path, name: str, on_wait: Callable[[str], None] | None) -> AsyncIterator[None]:
     """Hold the lock of a file; ON_WAIT gets a line if that takes longer than MESSAGE_DELAY."""
     start, is_reported = time.monotonic(), False
-    with path.open("a") as file:
+    try:
+        file = path.open("a")
+    except OSError as error:
+        raise FlowError(
+            f"{path}: {error.strerror}: the flow and DVC lock files there; work in a folder of your own"
+        ) from error
+    with file:
         while not try_lock(file):
             if on_wait and not is_reported and time.monotonic() - start > MESSAGE_DELAY:
                 on_wait(f"Waiting for {name}")
@@ -93,5 +99,9 @@ def dvc_tmp_dir(root: Path) -> Path:
     """The folder in which DVC keeps its locks."""
     if not (root / ".dvc").is_dir():
         raise FlowError(f"{root}: not a DVC project: run `dvc init` in it, or a clone of the project")
-    (folder := root / ".dvc" / "tmp").mkdir(exist_ok=True)
+    folder = root / ".dvc" / "tmp"
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise FlowError(f"{folder}: {error.strerror}: work in a folder of your own") from error
     return folder

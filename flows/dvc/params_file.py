@@ -1,4 +1,4 @@
-"""Reads and changes params.yaml, and keeps its comments. A param is named as for `dvc exp run -S`: train.epochs."""
+"""Reads experiments.yaml, and reads and changes params.yaml. A param is named as for `dvc exp run -S`: train.epochs."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from flows.errors import FlowError
+
+Experiments = dict[str, dict[str, Any]]  # the params of each experiment, by its name
 
 
 def get_param(path: Path, name: str) -> Any:
@@ -24,8 +26,15 @@ def read_params(path: Path) -> dict[str, Any]:
     return dict(load_yaml(YAML(typ="safe", pure=True), path))
 
 
+def read_experiments(root: Path) -> Experiments:
+    content = load_yaml(YAML(typ="safe", pure=True), root / "experiments.yaml")
+    if not all(isinstance(params, dict | None) for params in content.values()):
+        raise FlowError("experiments.yaml: each entry is a set of params, as in 'name: {train.epochs: 3}'")
+    return {str(name): params or {} for name, params in content.items()}
+
+
 def edit_params_text(path: Path, changes: Mapping[str, object]) -> str:
-    """The file's text with these params changed, as in {"train.epochs": 5}; each must exist."""
+    """The file's text, with its comments and these params changed, as in {"train.epochs": 5}; each must exist."""
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 4096

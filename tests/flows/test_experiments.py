@@ -9,8 +9,7 @@ from conftest import ROOT
 from repositories import commit_all, run_command, run_dvc
 from toys import last_run, post_api, run_flow_module
 
-from flows.dvc.params_file import set_param
-from flows.experiments import read_experiments
+from flows.dvc.params_file import read_experiments, set_param
 
 
 def test_unknown_names_and_no_names_are_one_line_that_lists_the_known(project: Path) -> None:

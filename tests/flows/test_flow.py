@@ -192,6 +192,17 @@ def test_a_changed_param_is_written_and_its_former_value_restores_the_results(
 
 @pytest.mark.slow
 @pytest.mark.ci
+def test_markup_in_a_value_is_shown_as_text_in_the_report(finished_toy: Path, prefect_api_url: str) -> None:
+    run = run_flow(finished_toy, "-S", "left.text=<img src=x>[a](b)", prefect_api_url=prefect_api_url)
+    assert run.states["left"][2] == "params left.text left -> <img src=x>[a](b)"
+    reports = post_api(prefect_api_url, "artifacts/latest/filter", artifacts={"key": {"any_": ["lockstep-report"]}})
+    for text in (reports[0]["data"], reports[0]["description"]):
+        assert r"&lt;img src=x&gt;\[a](b)" in text
+        assert "<img" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.ci
 def test_only_runs_the_named_stages_and_from_all_downstream_of_one(finished_toy: Path, prefect_api_url: str) -> None:
     run = run_flow(finished_toy, "--only", "make", "left", "--force", prefect_api_url=prefect_api_url)
     assert run.states == dict.fromkeys(["make", "left"], ("COMPLETED", "Ran", "forced"))

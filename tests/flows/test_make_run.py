@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from repositories import CompletedCommand, run_command
+from toys import last_run, run_flow_module
 
-from flows.dvc.params_file import get_param, read_params, set_param
-from flows.experiments import read_experiments
+from flows.dvc.params_file import get_param, read_experiments, read_params, set_param
 
 
 def make_run(project: Path, *arguments: str) -> CompletedCommand:
@@ -41,6 +41,36 @@ def test_it_ends_with_the_result_as_a_short_table(project: Path) -> None:
     assert table.split()[2] == "digits"
     for word in ("accuracy", "95 % interval", "parity     proven: 16 configurations", "data/model/model.onnx"):
         assert word in table
+
+
+ANSWER = "Nothing had to run, so no Prefect server was started."
+
+
+@pytest.mark.parametrize("arguments", [(), ("--dataset", "digits"), ("--experiment", "mine")], ids=str)
+def test_when_nothing_has_to_run_it_shows_the_result_without_a_server(
+    arguments: tuple[str, ...], project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "experiments.yaml").write_text("mine:\n  train.epochs: 6\n")
+    monkeypatch.setenv("PREFECT_HOME", str(project.parent / "prefect"))
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    result = make_run(project, *arguments)
+    assert result.returncode == 0, result.stderr
+    assert f"\n{ANSWER}\n" in result.stdout
+    assert "accuracy" in result.stdout
+    assert "validate_parity   UpToDate: " in result.stdout
+    assert result.stdout.rstrip().splitlines()[-1].startswith("The data set is digits, as params.yaml says")
+    assert not list((project.parent / "prefect").rglob("*.db*"))
+    assert not (project / "logs").exists()
+    assert run_command(project, "git", "status", "--porcelain").stdout == " M experiments.yaml\n"
+
+
+def test_when_nothing_has_to_run_but_a_server_is_set_the_run_is_on_record(project: Path, prefect_api_url: str) -> None:
+    result = run_flow_module(project, prefect_api_url=prefect_api_url, module="flows.make_run")
+    assert ANSWER not in result.stdout
+    flow_run = last_run(prefect_api_url)
+    assert (flow_run["state_name"], flow_run["name"]) == ("UpToDate", "up to date")
+    without_server = make_run(project)
+    assert without_server.stdout.replace(f"{ANSWER}\n\n", "").split() == result.stdout.split(), "the same lines"
 
 
 def test_a_requested_data_set_is_never_replaced(project: Path) -> None:
@@ -119,6 +149,11 @@ def test_own_images_are_looked_at_first_and_the_advice_is_repeated_last(project:
     assert advice in result.stdout[: result.stdout.index("download  ")]
     assert advice in result.stdout[result.stdout.index("data set   own") :]
     assert result.stdout.rstrip().endswith("The data set is own, as params.yaml says")
+    again = make_run(project)
+    assert again.stdout.startswith("data/own, by the headers of its files:\n  images     60 in 2 classes\n")
+    assert advice in again.stdout[again.stdout.index(ANSWER) :]
+    (project / "data/own/emu").mkdir()  # which `dvc status` does not see
+    assert make_run(project).stderr.startswith("download: data/own/emu: an empty class")
     before["download"]["dataset"] = "own"
     assert read_params(project / "params.yaml") == before, "nothing else is changed"
 

@@ -1,6 +1,7 @@
 """`--plan` prints which stages would run and why, and starts no stage and no server."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -143,6 +144,21 @@ def test_flags_that_a_plan_cannot_have_are_one_line(finished_toy: Path, argument
         out, err = process.communicate()
     assert (process.returncode, out, len(err.splitlines())) == (1, "", 1)
     assert err.startswith(f"pipeline: {expected}")
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(finished_toy: Path) -> None:
+    locks = finished_toy / ".dvc" / "tmp"
+    (locks / "lock").unlink()
+    locks.chmod(0o555)
+    command = [sys.executable, "-m", "flows.pipeline", "--plan"]
+    if os.geteuid() == 0:  # whom the mode of a folder does not stop
+        command = ["setpriv", "--bounding-set=-dac_override", *command]
+    result = subprocess.run(
+        command, cwd=finished_toy, env=command_environment(), capture_output=True, text=True, check=False
+    )
+    locks.chmod(0o755)
+    assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (1, "", 1)
+    assert result.stderr.startswith(f"pipeline: {locks / 'lock'}: Permission denied: ")
 
 
 def test_a_folder_without_dvc_is_one_line_at_once(finished_toy: Path) -> None:
