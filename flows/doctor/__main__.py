@@ -87,6 +87,9 @@ def summarize(findings: list[Finding]) -> str:
 
 
 if __name__ == "__main__":
-    status = main()
-    sys.stdout.flush()
+    try:
+        status = main()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        status = 130
     os._exit(status)  # a check that did not end would hold the process

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from flows.errors import FlowError
 DVC_TIMEOUT, REMOTE_TIMEOUT = 20.0, 8.0  # seconds
 HASH_SECONDS = 3.0  # to hash objects for; the others are not looked at
 BLOCK = 1 << 20  # bytes
+RERUN = "dvc repro"
 
 
 def check_lockfile(project: Project) -> Iterator[Finding]:
@@ -43,34 +44,37 @@ def check_lockfile(project: Project) -> Iterator[Finding]:
 
 def check_outputs(project: Project) -> Iterator[Finding]:
     """Outputs that are missing or changed although nothing that they are made of has changed; and what is stale."""
-    from flows.plan import MISSING
-
     dag, entries = project.dag(), project.lock_entries()
     status = read_status(project)
-    stale, changed, missing = [], dict[str, str](), dict[str, str]()
-    for stage, items in status.items():
-        kinds = {kind: paths for item in items if isinstance(item, dict) for kind, paths in item.items()}
-        outs = kinds.pop("changed outs", {})
-        deps = {path: change for path, change in kinds.pop("changed deps", {}).items() if change not in MISSING}
-        if kinds or deps or any(not isinstance(item, dict) for item in items) or stage not in entries:
-            stale.append(stage)
-            continue
-        for path, change in outs.items():
-            fix = restore_command(project, stage, path)
-            if change == "modified":
-                changed[path] = fix
-            elif change == "deleted" and fix != "dvc repro":
-                missing[path] = fix
-    for path, fix in changed.items():
-        yield Finding("error", f"{path} is not what dvc.lock says: it was cut off or edited", fix)
-    for path, fix in missing.items():
-        yield Finding("warning", f"{path} is missing", fix)
-    if not changed and not missing:
-        fresh = len(dag.stages) - len(status)
-        yield Finding(
-            "ok",
-            f"{fresh} of {len(dag.stages)} stages are up to date" + (f"; stale: {', '.join(stale)}" if stale else ""),
-        )
+    stale, is_damaged = [], False
+    for name in dag.stages:
+        damaged = damaged_outs(status.get(name, [])) if name in entries else {}
+        fixes = {path: restore_command(project, name, path) for path in damaged}
+        known = [found for path, fix in fixes.items() if (found := describe_damage(path, damaged[path], fix))]
+        is_damaged |= bool(known)
+        yield from known
+        if status.get(name) and not known:
+            stale.append(name)
+    if not is_damaged:
+        text = f"{len(dag.stages) - len(stale)} of {len(dag.stages)} stages are up to date"
+        yield Finding("ok", text + (f"; stale: {', '.join(stale)}" if stale else ""))
+
+
+def damaged_outs(items: Sequence[Any]) -> dict[str, str]:
+    """The changed outs of a stage in `dvc status`, unless its deps, params or command have changed too."""
+    from flows.plan import drop_missing
+
+    kinds = {kind: paths for item in items if isinstance(item, dict) for kind, paths in item.items()}
+    outs: dict[str, str] = kinds.pop("changed outs", {})
+    reasons = [item for item in drop_missing([kinds]) if any(item.values())]
+    return {} if reasons or not all(isinstance(item, dict) for item in items) else outs
+
+
+def describe_damage(path: str, change: str, fix: str) -> Finding | None:
+    """None for an output that only a run makes again."""
+    if change == "modified":
+        return Finding("error", f"{path} is not what dvc.lock says: it was cut off or edited", fix)
+    return Finding("warning", f"{path} is missing", fix) if change == "deleted" and fix != RERUN else None
 
 
 def read_status(project: Project) -> Mapping[str, list[Any]]:
@@ -92,7 +96,7 @@ def restore_command(project: Project, stage: str, path: str) -> str:
     if "md5" in out and object_path(cache_folder(project), out["md5"]).exists():
         return f"dvc checkout --force {path}"
     tracked = run(["git", "ls-files", "--error-unmatch", path], project.root, DVC_TIMEOUT)
-    return "dvc repro" if tracked.returncode else f"git checkout -- {path}"
+    return RERUN if tracked.returncode else f"git checkout -- {path}"
 
 
 def dvc_settings(project: Project) -> dict[str, str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flows.doctor.findings import Finding, Project, SkipError, name_some, setup_fix
+from flows.doctor.findings import Finding, Project, SkipError, Status, name_some, setup_fix
 from flows.doctor.probe import free_bytes, last_line, run, run_program
 from flows.environment import PROJECT_BIN, environment
 from flows.errors import FlowError
@@ -20,6 +20,7 @@ IMPORT_TIMEOUT = 25.0  # seconds; torch on a cold disk
 MIN_MEMORY, MIN_OPEN_FILES = 2.0, 1024  # GB
 CLOCK_TOLERANCE = 60.0  # seconds
 MAX_FILES = 20_000  # whose times are looked at
+HOME = "home"
 CGROUP = Path("/sys/fs/cgroup")
 # Programs for the project's Python, which may be another one than that of this process. Each prints JSON.
 PYTHON_PROGRAM = "import json, sys; print(json.dumps({'version': sys.version_info[:3], 'prefix': sys.prefix}))"
@@ -255,23 +256,23 @@ def check_open_files(_: Project) -> Iterator[Finding]:
 def check_disk(project: Project) -> Iterator[Finding]:
     from flows.doctor.data import cache_folder
 
-    folders = {"project": project.root, "temporary files": Path(tempfile.gettempdir())}
+    folders = {"project": project.root, "temporary files": Path(tempfile.gettempdir()), HOME: Path.home()}
     with contextlib.suppress(SkipError, FlowError):
         folders["DVC's cache"] = nearest_existing(cache_folder(project))
-    home = Path.home()
-    enough = []
+    enough: dict[str, float] = {}
     for name, folder in folders.items():
-        free = free_bytes(folder) / 1e9
-        if not os.access(folder, os.W_OK):
-            yield Finding("error", f"{folder} ({name}) cannot be written", f"ls -ld '{folder}'; chown or chmod it")
-        elif free < project.min_free:
-            yield Finding("error", f"{free:.2f} GB free for {name}, {folder}", f"free some space: du -xsh '{folder}'/*")
+        status: Status = "warning" if name == HOME else "error"  # there Prefect keeps its history
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            fix = f"ls -ld '{folder}' says whose it is; " + ("export HOME=…" if name == HOME else "chown or chmod it")
+            yield Finding(status, f"{folder} ({name}) cannot be written", fix)
+        elif (free := free_bytes(folder) / 1e9) < project.min_free:
+            yield Finding(
+                status, f"{free:.2f} GB free in {folder} ({name})", f"du -xsh '{folder}'/* says what is large"
+            )
         else:
-            enough.append(f"{name} {free:.0f}")
-    if not home.is_dir() or not os.access(home, os.W_OK):
-        yield Finding("warning", f"the home folder {home} cannot be written: Prefect keeps no history", "export HOME=…")
+            enough[name] = free
     if len(enough) == len(folders):
-        yield Finding("ok", f"GB free: {', '.join(enough)}")
+        yield Finding("ok", f"GB free: {', '.join(f'{name} {free:.0f}' for name, free in enough.items())}")
 
 
 def nearest_existing(path: Path) -> Path:
@@ -281,7 +282,7 @@ def nearest_existing(path: Path) -> Path:
 def check_clock(project: Project) -> Iterator[Finding]:
     now = time.time()
     result = run(["git", "log", "-1", "--format=%ct"], project.root, 10)
-    commit_time = float(result.lines[-1]) if not result.returncode and result.lines else 0.0
+    commit_time = float(next((line for line in result.lines if line.isdecimal()), 0))
     if commit_time > now + CLOCK_TOLERANCE:
         ahead = (commit_time - now) / 60
         yield Finding(

@@ -1,9 +1,9 @@
 """Runs the checks at the same time, and gives the findings of each in the order of the table."""
 
-import queue
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 
 from flows.doctor.data import check_cache, check_dvc_locks, check_lockfile, check_outputs, check_remote
 from flows.doctor.findings import Check, Finding, Project, SkipError
@@ -70,16 +70,19 @@ CHECKS = (
 
 def run_checks(checks: Sequence[Check], project: Project) -> Iterator[tuple[Check, list[Finding]]]:
     """Each check runs in a thread of its own, which is left alone if it does not end."""
-    results = {check.name: queue.Queue[list[Finding]](1) for check in checks}
-    for check in checks:
-        work = lambda check=check: results[check.name].put(find(check, project))  # noqa: E731
-        threading.Thread(target=work, daemon=True, name=check.name).start()
+    futures = {check: Future[list[Finding]]() for check in checks}
+    for check, future in futures.items():
+        threading.Thread(target=complete, args=(future, check, project), daemon=True, name=check.name).start()
     deadline = time.monotonic() + DEADLINE
-    for check in checks:
+    for check, future in futures.items():
         try:
-            yield check, results[check.name].get(timeout=max(0.0, deadline - time.monotonic()))
-        except queue.Empty:
+            yield check, future.result(max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
             yield check, [Finding("error", f"did not end within {DEADLINE:.0f} s: does every disk answer?", "df")]
+
+
+def complete(future: Future[list[Finding]], check: Check, project: Project) -> None:
+    future.set_result(find(check, project))
 
 
 def find(check: Check, project: Project) -> list[Finding]:

@@ -15,7 +15,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 from flows.doctor.findings import Finding, Project, SkipError, name_some, setup_fix
 from flows.doctor.machine import machine_facts
-from flows.doctor.probe import file_holders, last_line, port_holder, run, run_program
+from flows.doctor.probe import file_holders, hide_password, last_line, port_holder, run, run_program
 
 PREFECT_TIMEOUT, API_TIMEOUT, VERIFY_TIMEOUT = 20.0, 4.0, 20.0  # seconds
 HOST = "127.0.0.1"
@@ -75,25 +75,33 @@ def check_prefect(project: Project) -> Iterator[Finding]:
         yield Finding("ok", f"{facts['version']}; no server is set, so each run starts a temporary one")
         return
     unset = "unset PREFECT_API_URL" if os.environ.get("PREFECT_API_URL") else "prefect config unset PREFECT_API_URL"
+    url = hide_password(facts["url"])
     try:
         call_api(facts, "health")
-        server = str(call_api(facts, "admin/version"))
+        server = server_version(facts)
     except HTTPError as error:
         error.close()
         key = f"set PREFECT_API_KEY, or {unset}"
         path = f"let PREFECT_API_URL end with /api, or {unset}"
-        yield Finding("error", f"{facts['url']}: {error}", key if error.code in (401, 403) else path)
+        yield Finding("error", f"{url}: {error}", key if error.code in (401, 403) else path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        yield Finding(
-            "error", f"no Prefect server answers at {facts['url']}: {reason}", f"prefect server start, or {unset}"
-        )
+        yield Finding("error", f"no Prefect server answers at {url}: {reason}", f"prefect server start, or {unset}")
     else:
-        if server != facts["version"]:
-            message = f"the server at {facts['url']} has version {server}, this environment {facts['version']}"
+        if server not in (facts["version"], ""):
+            message = f"the server at {url} has version {server}, this environment {facts['version']}"
             yield Finding("warning", message, "install requirements.lock in the server's environment too")
         else:
-            yield Finding("ok", f"{server} at {facts['url']}")
+            yield Finding("ok", f"{server} at {url}")
+
+
+def server_version(facts: dict[str, Any]) -> str:
+    """Empty if the server does not say it, as Prefect Cloud."""
+    try:
+        return str(call_api(facts, "admin/version"))
+    except HTTPError as error:
+        error.close()
+        return ""
 
 
 def check_workers(project: Project) -> Iterator[Finding]:

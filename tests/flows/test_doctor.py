@@ -19,7 +19,7 @@ import psutil
 import pytest
 from conftest import ROOT
 from repositories import command_environment, commit_all, create_project, run_command, run_dvc
-from toys import free_port, prefect_server
+from toys import free_port, prefect_server, wait_until
 
 from flows.dvc.dag import read_dag
 from flows.dvc.params_file import set_param
@@ -343,8 +343,7 @@ def test_an_orphaned_stage_is_found(patient: Path) -> None:
         problem = find_problem(patient, "processes")
         assert (problem["status"], problem["fix"]) == ("error", f"kill {process}")
         subprocess.run(problem["fix"].split(), check=True)
-        psutil.Process(process).wait(5) if psutil.pid_exists(process) else None
-        assert examine(patient, "processes")[0] == 0
+        wait_until(lambda: examine(patient, "processes")[0] == 0, 10)
     finally:
         if psutil.pid_exists(process):
             psutil.Process(process).kill()
