@@ -92,7 +92,8 @@ def read_status(project: Project) -> Mapping[str, list[Any]]:
 
 def restore_command(project: Project, stage: str, path: str) -> str:
     """From the cache, from git, or by running the stage again."""
-    out = next((out for out in project.lock_entries()[stage].get("outs", []) if out["path"] == path), {})
+    outs: list[dict[str, Any]] = project.lock_entries()[stage].get("outs", [])
+    out = next((out for out in outs if out["path"] == path), {})
     if "md5" in out and object_path(cache_folder(project), out["md5"]).exists():
         return f"dvc checkout --force {path}"
     tracked = run(["git", "ls-files", "--error-unmatch", path], project.root, DVC_TIMEOUT)
@@ -145,7 +146,7 @@ def check_cache(project: Project) -> Iterator[Finding]:
         if state == "broken":
             is_broken = True
             message = f"the object of {path} has other bytes than its name says"
-            yield Finding("error", message, f"rm -f '{file}' && dvc repro {stage}")
+            yield Finding("error", message, f"rm -f '{project.relative(file)}' && dvc repro {stage}")
         else:
             counts[state] += 1
     if not is_broken:

@@ -59,6 +59,10 @@ class Project:
     port: int = 8000  # of `make serve`
     facts: Facts = field(default_factory=Facts)
 
+    def relative(self, path: Path) -> str:
+        """The path as a person in the project's folder types it."""
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
+
     def params(self) -> Mapping[str, Any]:
         """The params by their names, such as train.epochs."""
 

@@ -56,8 +56,8 @@ def check_temporary_files(project: Project) -> Iterator[Finding]:
         *((project.root / out).parent for stage in project.dag().stages.values() for out in stage.outs),
     }
     found = [path for folder in sorted(folders) for path in folder.glob(".*") if folder.is_dir()]
-    partial = [relative(path, project) for path in found if path.suffix == f".{PARTIAL}"]
-    incoming = [relative(path, project) for path in found if path.suffix == f".{INCOMING}"]
+    partial = [project.relative(path) for path in found if path.suffix == f".{PARTIAL}"]
+    incoming = [project.relative(path) for path in found if path.suffix == f".{INCOMING}"]
     if partial:
         yield Finding(
             "warning", f"unfinished files of killed runs: {name_some(partial)}", f"rm -r {shlex.join(partial)}"
@@ -68,14 +68,10 @@ def check_temporary_files(project: Project) -> Iterator[Finding]:
         yield Finding("ok", "none")
 
 
-def relative(path: Path, project: Project) -> str:
-    return path.relative_to(project.root).as_posix()
-
-
 def check_clones(project: Project) -> Iterator[Finding]:
     folder = project.root / ".dvc" / "tmp" / "clones"
     clones = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-    left = [relative(path, project) for path in clones if not lock_holder(path)]
+    left = [project.relative(path) for path in clones if not lock_holder(path)]
     if left and not lock_holder(folder / "lock"):
         message = f"clones of killed runs, which the next run removes: {name_some(left)}"
         yield Finding("warning", message, "python -m flows.pipeline")
@@ -91,7 +87,7 @@ def check_checkpoints(project: Project) -> Iterator[Finding]:
     for folder in (project.root / name for name in folders):
         if process := lock_holder(folder / "lock"):
             yield Finding("ok", f"a training runs: {process}")
-        elif files := [relative(path, project) for path in folder.glob("*.pt")]:
+        elif files := [project.relative(path) for path in folder.glob("*.pt")]:
             yield Finding("ok", f"an unfinished training, which the same training continues: {name_some(files)}")
         else:
             yield Finding("ok", "none")

@@ -56,7 +56,7 @@ print(json.dumps({
 }))
 """
 MACHINE_PROGRAM = """
-import importlib, json
+import contextlib, importlib, io, json, runpy, sys
 def say(**facts): print(json.dumps(facts), flush=True)
 def attempt(name, report):
     say(importing=name)
@@ -68,6 +68,15 @@ attempt("stages.core.arithmetic", lambda it: {"portable_env": it.PORTABLE_ENV, "
 attempt("onnxruntime", lambda it: {"onnxruntime": it.__version__, "providers": it.get_available_providers()})
 attempt("torch", lambda it: {"torch": it.__version__, "devices": [
     *(["cuda"] if it.cuda.is_available() else []), *(["mps"] if it.backends.mps.is_available() else []), "cpu"]})
+def check_params(runpy):
+    sys.argv, errors, status = ["stages", "--params", "params.yaml"], io.StringIO(), 0
+    with contextlib.redirect_stderr(errors):
+        try:
+            runpy.run_module("stages", run_name="__main__")  # as `python -m stages`, without importing torch again
+        except SystemExit as end:
+            status = end.code
+    return {"params_errors": errors.getvalue().splitlines() if status else []}
+attempt("runpy", check_params)
 say(importing="")
 """
 
@@ -266,9 +275,7 @@ def check_disk(project: Project) -> Iterator[Finding]:
             fix = f"ls -ld '{folder}' says whose it is; " + ("export HOME=…" if name == HOME else "chown or chmod it")
             yield Finding(status, f"{folder} ({name}) cannot be written", fix)
         elif (free := free_bytes(folder) / 1e9) < project.min_free:
-            yield Finding(
-                status, f"{free:.2f} GB free in {folder} ({name})", f"du -xsh '{folder}'/* says what is large"
-            )
+            yield Finding(status, f"only {free:.2f} GB free in {folder} ({name})", f"du -xsh '{folder}'/*")
         else:
             enough[name] = free
     if len(enough) == len(folders):
@@ -290,7 +297,7 @@ def check_clock(project: Project) -> Iterator[Finding]:
         )
     future = [path for path, changed in file_times(project.root) if changed > now + CLOCK_TOLERANCE]
     if future:
-        names = [path.relative_to(project.root).as_posix() for path in future]
+        names = [project.relative(path) for path in future]
         message = f"{len(names)} files are from the future, so changes to them may be missed: {name_some(names)}"
         yield Finding("warning", message, f"touch {' '.join(names[:10])}")
     elif commit_time <= now + CLOCK_TOLERANCE:

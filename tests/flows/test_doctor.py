@@ -200,36 +200,6 @@ FAULTS = {
     "conflict in dvc.yaml": Fault(
         "pipeline", "error", "git add", "conflict markers", put_conflict("dvc.yaml"), is_mended=False
     ),
-    "wrong param": Fault(
-        "params", "error", "params.yaml", "train.epochs: input should be", set_value("train.epochs", "many"), (), False
-    ),
-    "unknown param": Fault(
-        "params",
-        "error",
-        "params.yaml",
-        "did you mean 'epochs'?",
-        replace_in("params.yaml", "epochs:", "epoch:"),
-        (),
-        False,
-    ),
-    "device that is not here": Fault(
-        "torch", "error", "machine.device", "mps, which is not available", set_value("machine.device", "mps"), (), False
-    ),
-    "too many threads": Fault(
-        "threads", "warning", "machine.threads", "1000, and there are", set_value("machine.threads", 1000), (), False
-    ),
-    "arithmetic of the shell": Fault(
-        "arithmetic", "error", "unset MKL_CBWR", "MKL_CBWR=AVX512", lambda _: {"MKL_CBWR": "AVX512"}, (), False
-    ),
-    "no provider": Fault(
-        "providers",
-        "error",
-        "CPUExecutionProvider",
-        "none of validate_parity.providers",
-        set_value("validate_parity.providers", ["CoreMLExecutionProvider"]),
-        (),
-        False,
-    ),
     "deleted output": Fault(
         "outputs",
         "warning",
@@ -334,9 +304,37 @@ def test_a_fault_is_found_and_its_fix_mends_it(patient: Path, name: str) -> None
         assert {finding["status"] for finding in findings} == {"ok"}, findings
 
 
+def test_faults_of_params_and_the_shell_are_each_found_in_one_run(patient: Path) -> None:
+    providers = ["CoreMLExecutionProvider"]
+    changes = {"train.epochs": "many", "machine.threads": 1000, "validate_parity.providers": providers}
+    for name, value in changes.items():
+        set_value(name, value)(patient)
+    _, findings = examine(patient, "params", "threads", "providers", "arithmetic", MKL_CBWR="AVX512")
+    found = {finding["check"]: (finding["status"], finding["message"], finding["fix"]) for finding in findings}
+    assert found["threads"][0] == "warning"
+    assert "which changes the bytes" in found["threads"][2]
+    assert found["params"][:2] == ("error", "train.epochs: input should be a valid number, not 'many'")
+    assert found["providers"][0] == "error"
+    assert found["providers"][1].startswith("none of validate_parity.providers is available")
+    assert "CPUExecutionProvider" in found["providers"][2]
+    assert found["arithmetic"][0] == "error"
+    assert found["arithmetic"][2] == "unset MKL_CBWR"
+
+
+def test_a_device_that_is_not_here_and_a_misspelt_param_are_errors(patient: Path) -> None:
+    set_value("machine.device", "mps")(patient)
+    replace_in("params.yaml", "epochs:", "epoch:")(patient)
+    _, findings = examine(patient, "params", "torch")
+    found = {finding["check"]: finding["message"] for finding in findings if finding["status"] == "error"}
+    assert found["params"] == "unknown param train.epoch (did you mean 'epochs'?)"
+    assert found["torch"].startswith("machine.device is mps, which is not available: ")
+
+
 def test_an_orphaned_stage_is_found(patient: Path) -> None:
     (patient / "stages" / "sleeper.py").write_text("import time\ntime.sleep(60)\n")
-    start = "import os, subprocess, sys\nprint(subprocess.Popen([sys.executable, '-m', 'stages.sleeper']).pid)"
+    start = (
+        "import os, subprocess, sys\nprint(subprocess.Popen([sys.executable, '-m', 'stages.sleeper'], stdout=-3).pid)"
+    )
     environment = {**command_environment(), "DVC_STAGE": "sleeper"}
     process = int(subprocess.check_output([sys.executable, "-c", start], cwd=patient, env=environment))
     try:
