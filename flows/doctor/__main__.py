@@ -82,7 +82,7 @@ def summarize(findings: list[Finding]) -> str:
     if not counts["error"] and not counts["warning"]:
         text = "Nothing is wrong"
     else:
-        text = f"{counts['error']} wrong, {counts['warning']} warnings"
+        text = f"{counts['error']} wrong, {counts['warning']} warning{'s' if counts['warning'] != 1 else ''}"
     return text + (f", {counts['skipped']} skipped" if counts["skipped"] else "")
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -46,16 +47,21 @@ def check_outputs(project: Project) -> Iterator[Finding]:
     """Outputs that are missing or changed although nothing that they are made of has changed; and what is stale."""
     dag, entries = project.dag(), project.lock_entries()
     status = read_status(project)
-    stale, is_damaged = [], False
+    stale, damaged = [], dict[tuple[str, str], list[str]]()  # paths by their change and the command that mends it
     for name in dag.stages:
-        damaged = damaged_outs(status.get(name, [])) if name in entries else {}
-        fixes = {path: restore_command(project, name, path) for path in damaged}
-        known = [found for path, fix in fixes.items() if (found := describe_damage(path, damaged[path], fix))]
-        is_damaged |= bool(known)
-        yield from known
-        if status.get(name) and not known:
+        outs = damaged_outs(status.get(name, [])) if name in entries else {}
+        for path, change in outs.items():
+            if change == "modified" or (change == "deleted" and restore_command(project, name, path) != RERUN):
+                damaged.setdefault((change, restore_command(project, name, path)), []).append(path)
+        if status.get(name) and not outs.keys() & {path for paths in damaged.values() for path in paths}:
             stale.append(name)
-    if not is_damaged:
+    for (change, command), paths in damaged.items():
+        fix = command if command == RERUN else f"{command} {shlex.join(paths)}"
+        if change == "modified":
+            yield Finding("error", f"not what dvc.lock says, so cut off or edited: {name_some(paths)}", fix)
+        else:
+            yield Finding("warning", f"missing: {name_some(paths)}", fix)
+    if not damaged:
         text = f"{len(dag.stages) - len(stale)} of {len(dag.stages)} stages are up to date"
         yield Finding("ok", text + (f"; stale: {', '.join(stale)}" if stale else ""))
 
@@ -70,14 +76,8 @@ def damaged_outs(items: Sequence[Any]) -> dict[str, str]:
     return {} if reasons or not all(isinstance(item, dict) for item in items) else outs
 
 
-def describe_damage(path: str, change: str, fix: str) -> Finding | None:
-    """None for an output that only a run makes again."""
-    if change == "modified":
-        return Finding("error", f"{path} is not what dvc.lock says: it was cut off or edited", fix)
-    return Finding("warning", f"{path} is missing", fix) if change == "deleted" and fix != RERUN else None
-
-
 def read_status(project: Project) -> Mapping[str, list[Any]]:
+    cache_findings(project)  # first, since `dvc status` removes a broken object that it meets
     result = run(["dvc", "status", "--json"], project.root, DVC_TIMEOUT)
     for line in result.lines:
         if line.startswith("{"):
@@ -87,17 +87,17 @@ def read_status(project: Project) -> Mapping[str, list[Any]]:
         raise SkipError(f"dvc status did not end within {DVC_TIMEOUT:.0f} s")
     if any(is_busy_error(line) for line in result.lines):
         raise SkipError("another DVC command runs: see locks")
-    raise FlowError(f"dvc status fails: {error_message(result.lines) or last_line(result)}")
+    raise FlowError(f"dvc status fails: {hide_password(error_message(result.lines)) or last_line(result)}")
 
 
 def restore_command(project: Project, stage: str, path: str) -> str:
-    """From the cache, from git, or by running the stage again."""
+    """The command that brings an output back: from the cache, from git, or by running stages again."""
     outs: list[dict[str, Any]] = project.lock_entries()[stage].get("outs", [])
     out = next((out for out in outs if out["path"] == path), {})
     if "md5" in out and object_path(cache_folder(project), out["md5"]).exists():
-        return f"dvc checkout --force {path}"
+        return "dvc checkout --force"
     tracked = run(["git", "ls-files", "--error-unmatch", path], project.root, DVC_TIMEOUT)
-    return RERUN if tracked.returncode else f"git checkout -- {path}"
+    return RERUN if tracked.returncode else "git checkout --"
 
 
 def dvc_settings(project: Project) -> dict[str, str]:
@@ -106,7 +106,7 @@ def dvc_settings(project: Project) -> dict[str, str]:
     def read() -> dict[str, str]:
         result = run(["dvc", "config", "--list"], project.root, DVC_TIMEOUT)
         if result.returncode:
-            raise FlowError(f"dvc config fails: {last_line(result)}: correct .dvc/config or .dvc/config.local")
+            raise FlowError(f"dvc config fails: {last_line(result)}")
         return dict(line.split("=", 1) for line in result.lines if "=" in line)
 
     settings: dict[str, str] = project.facts.get("dvc settings", read)
@@ -115,7 +115,11 @@ def dvc_settings(project: Project) -> dict[str, str]:
 
 def cache_folder(project: Project) -> Path:
     def read() -> Path:
-        if "cache.dir" not in dvc_settings(project):
+        try:
+            settings = dvc_settings(project)
+        except FlowError as error:
+            raise SkipError("DVC's settings cannot be read: see remote") from error
+        if "cache.dir" not in settings:
             return project.root / ".dvc" / "cache"
         return Path(last_line(run(["dvc", "cache", "dir"], project.root, DVC_TIMEOUT)))
 
@@ -130,6 +134,18 @@ def object_path(cache: Path, digest: str) -> Path:
 
 
 def check_cache(project: Project) -> Iterator[Finding]:
+    if not (project.root / ".dvc").is_dir():
+        yield Finding("error", "there is no .dvc: this is no DVC project", "git checkout -- .dvc, or dvc init")
+        return
+    yield from cache_findings(project)
+
+
+def cache_findings(project: Project) -> list[Finding]:
+    findings: list[Finding] = project.facts.get("cache objects", lambda: [*verify_cache(project)])
+    return findings
+
+
+def verify_cache(project: Project) -> Iterator[Finding]:
     cache = cache_folder(project)
     if cache.exists() and not os.access(cache, os.W_OK | os.X_OK):
         yield Finding(
@@ -151,7 +167,7 @@ def check_cache(project: Project) -> Iterator[Finding]:
             counts[state] += 1
     if not is_broken:
         text = f"{counts['intact']} objects of dvc.lock are intact"
-        text += f", {counts['absent']} are not here" if counts["absent"] else ""
+        text += f", {counts['absent']} not here" if counts["absent"] else ""
         text += f", {counts['unread']} not checked in {HASH_SECONDS:.0f} s" if counts["unread"] else ""
         yield Finding("ok", text)
 
@@ -160,6 +176,7 @@ def uncached_outs(project: Project) -> set[str]:
     """The outs with `cache: false`, of which there are no objects."""
     from ruamel.yaml import YAML
 
+    project.dag()  # skips the check if dvc.yaml cannot be read
     stages = YAML(typ="safe").load(project.root / "dvc.yaml")["stages"].values()
     outs = [out for stage in stages for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])]
     options = [pair for out in outs if isinstance(out, dict) for pair in out.items()]
@@ -195,7 +212,12 @@ def object_state(file: Path, digest: str, deadline: float) -> str:
 
 
 def check_remote(project: Project) -> Iterator[Finding]:
-    settings = dvc_settings(project)
+    try:
+        settings = dvc_settings(project)
+    except FlowError as error:
+        fix = "correct .dvc/config or .dvc/config.local; git checkout -- .dvc/config takes the committed one"
+        yield Finding("error", hide_password(str(error)), fix)
+        return
     name = settings.get("core.remote")
     remotes = {key: url for key, url in settings.items() if key.startswith("remote.") and key.endswith(".url")}
     urls = {key.split(".")[1]: url for key, url in remotes.items()}

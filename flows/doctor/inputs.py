@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flows.doctor.findings import Finding, Project, SkipError, name_some, setup_fix
-from flows.doctor.machine import machine_facts
+from flows.doctor.machine import machine_facts, read_text
 from flows.doctor.probe import file_holders, last_line, run
 from flows.errors import FlowError
 
@@ -21,6 +21,7 @@ UNFINISHED = {
     "rebase-apply": "rebase",
 }
 DATASET = "download.dataset"
+NO_REPOSITORY = "git init && git add -A && git commit -m start, or without git: dvc config core.no_scm true"
 CORRECT = "correct it in params.yaml; git diff params.yaml shows what you changed"
 
 
@@ -30,14 +31,17 @@ def has_conflict(path: Path) -> bool:
 
 def check_git(project: Project) -> Iterator[Finding]:
     result = run(["git", "rev-parse", "--absolute-git-dir"], project.root, GIT_TIMEOUT)
+    if result.returncode and read_text(project.root / ".dvc" / "config").replace(" ", "").count("no_scm=true"):
+        yield Finding("ok", "not used: core.no_scm is set for DVC")
+        return
     if result.returncode:
         if fix := next(
             (line.strip() for line in result.lines if "safe.directory" in line and "git config" in line), ""
         ):
             yield Finding("error", "the folder belongs to another user, so git refuses it", fix)
         else:
-            message = f"{last_line(result)}: no run in a clone, no audit, no commit of results"
-            yield Finding("warning", message, "git init && git add -A && git commit -m start")
+            reason = last_line(result).removeprefix("fatal: ")
+            yield Finding("error", f"{reason}: DVC and runs in clones need git", NO_REPOSITORY)
         return
     problems = [*find_git_problems(project, Path(result.lines[-1]))]
     yield from problems

@@ -94,9 +94,7 @@ def find(check: Check, project: Project) -> list[Finding]:
     except ModuleNotFoundError as error:
         return [Finding("skipped", f"needs the package {error.name}, which is not installed")]
     except FlowError as error:
-        return [
-            Finding("error", hide_password(str(error)), f"python -m flows.doctor {check.name}, when that is mended")
-        ]
+        return [Finding("error", hide_password(str(error)), f"mend that, then: python -m flows.doctor {check.name}")]
     except Exception as error:
         message = f"the check itself failed: {type(error).__name__}: {error}"[:300]
         return [Finding("error", message, "report this as a bug of the doctor")]

@@ -131,7 +131,7 @@ def truncate(name: str, length: int) -> Callable[[Path], None]:
 def write(name: str, text: str) -> Callable[[Path], None]:
     def cause(project: Path) -> None:
         (project / name).parent.mkdir(parents=True, exist_ok=True)
-        (project / name).write_text(text)
+        (project / name).write_text(text, errors="surrogateescape")
 
     return cause
 
@@ -189,6 +189,20 @@ def hide_commands(project: Path) -> None:
 
 
 FAULTS = {
+    "no .dvc": Fault("cache", "error", "git checkout -- .dvc", "no DVC project", lambda p: shutil.rmtree(p / ".dvc")),
+    "no repository": Fault("git", "error", "git init", "not a git rep", lambda p: shutil.rmtree(p / ".git"), (), False),
+    "wrong DVC settings": Fault(
+        "remote", "error", ".dvc/config", "dvc config fails", write(".dvc/config", "[["), (), False
+    ),
+    "dvc.yaml that is no text": Fault(
+        "pipeline",
+        "error",
+        "git checkout -- dvc.yaml",
+        "not UTF-8",
+        write("dvc.yaml", "\udcff"),
+        (),
+        False,
+    ),
     "conflict in dvc.lock": Fault(
         "dvc.lock", "error", "git checkout HEAD -- dvc.lock", "conflict markers", put_conflict("dvc.lock")
     ),
@@ -204,18 +218,18 @@ FAULTS = {
         "outputs",
         "warning",
         "dvc checkout --force data/splits",
-        "data/splits is missing",
+        "missing: data/splits",
         lambda project: shutil.rmtree(project / "data" / "splits"),
     ),
     "deleted report": Fault(
         "outputs",
         "warning",
         "git checkout -- data/reports/data.md",
-        "data/reports/data.md is missing",
+        "missing: data/reports/data.md",
         lambda project: (project / "data" / "reports" / "data.md").unlink(),
     ),
     "truncated output": Fault(
-        "outputs", "error", "dvc checkout --force data/splits", "is not what dvc.lock says", truncate(SPLITS, 1000)
+        "outputs", "error", "dvc checkout --force data/splits", "not what dvc.lock says", truncate(SPLITS, 1000)
     ),
     "flipped bit in the cache": Fault(
         "cache", "error", "dvc repro preprocess", "other bytes than its name says", flip_bit_in_cache
