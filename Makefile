@@ -4,7 +4,7 @@ PYTHON ?= python3
 SHELL := /bin/sh
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup run compare test test-all test-ci test-portable test-team lint check-lock publish sbom sign serve serve-flows bench bench-arithmetic bench-pipeline bench-onnx bench-flow experiments lock clean
+.PHONY: help setup run compare test test-all test-ci test-portable test-team lint check-lock publish sbom sign serve serve-flows bench bench-arithmetic bench-pipeline bench-onnx bench-flow experiments doctor lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.* ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.* ## /  \1\t/' | expand -t 20
@@ -20,6 +20,11 @@ setup:  ## make .venv with the exact versions of requirements.lock, unless it is
 	  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . && \
 	  .venv/bin/python -m pip check && \
 	  cp requirements.lock .venv/installed.lock; }
+
+doctor:  ## check what a run needs, and name the command that mends what is wrong; FLAGS=--json; works without `make setup`
+	@for python in .venv/bin/python $(PYTHON) /usr/bin/python3; do \
+	  "$$python" -c 'import asyncio, json' 2>/dev/null && { "$$python" -m flows.doctor $(FLAGS); exit; }; done; \
+	  echo "No Python starts: install Python 3.11 or later, or make PYTHON=/path/to/it doctor"; exit 1
 
 run: setup  ## run the whole pipeline and show the result; DATASET=digits chooses the data set first (params.yaml names them), EXPERIMENT=quick a set of experiments.yaml
 	@python -m flows.make_run $(if $(DATASET),--dataset "$(DATASET)") $(if $(EXPERIMENT),--experiment "$(EXPERIMENT)")

@@ -88,6 +88,8 @@ def read_dag(root: Path, changes: Mapping[str, Any] | None = None) -> Dag:
         text = (root / "dvc.yaml").read_text(encoding="utf-8")
     except OSError as error:
         raise FlowError(f"{root / 'dvc.yaml'}: {error.strerror}: run this in the project's folder") from error
+    except UnicodeDecodeError as error:
+        raise FlowError(f"{root / 'dvc.yaml'}: not UTF-8 text: {error.reason}") from error
     if TEMPLATES.search(text):
         text = expand(root, text, edit_params_text(root / "params.yaml", changes or {}))
     return parse_dag(text)
