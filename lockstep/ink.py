@@ -52,7 +52,8 @@ def estimate_background(gray: Gray) -> Gray:
             break
         is_background = refined
     level, by_x, by_y, by_xy, by_xx, by_yy = surface
-    return (level + (by_y + by_yy * y) * y + (by_x + by_xy * y + by_xx * x) * x).clip(0, 255)
+    background: Gray = level + (by_y + by_yy * y) * y + (by_x + by_xy * y + by_xx * x) * x
+    return background.clip(0, 255)
 
 
 @lru_cache(maxsize=32)  # at 60 kB: many images have the same size

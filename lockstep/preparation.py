@@ -84,8 +84,8 @@ def thicken_strokes(ink: Gray) -> Gray:
     size = 2 * round(missing / 2) + 1
     if size < 3:
         return ink
-    padded = Image.fromarray((255 * np.pad(ink, size // 2)).astype(np.uint8))
-    return np.asarray(padded.filter(ImageFilter.MaxFilter(size)), np.float32) / np.float32(255)
+    image = Image.fromarray((255 * np.pad(ink, size // 2)).astype(np.uint8))
+    return np.asarray(image.filter(ImageFilter.MaxFilter(size)), np.float32) / np.float32(255)
 
 
 def center_by_mass(ink: Gray, height: int, width: int) -> Gray:
