@@ -74,8 +74,7 @@ class Classifier:
         proof_files = ProofFiles.beside_model(Path(path)) if verify is True else verify
         contents = proof_files.read_and_check(data, self.path) if proof_files else None
         self.sha256 = hashlib.sha256(data).hexdigest()
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._session = make_session(data, threads or cores, self.path)
+        self._session = make_session(data, threads or available_cores(), self.path)
         self.metadata: ModelMetadata = read_metadata(self._session.get_modelmeta().custom_metadata_map, self.path)
         self.reject_rule: RejectRule | None = read_reject_rule(self.metadata.properties, self.path)
         check_inputs_and_outputs(self._session, self.metadata, self.path)
@@ -185,6 +184,10 @@ def default_model() -> Path:
     """The model that the pipeline has made here, or the published one, which is installed with this package."""
     made_here = Path("data/model/model.onnx")
     return made_here if made_here.exists() else Path(__file__).parent / "published" / "model.onnx"
+
+
+def available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def make_session(data: bytes, threads: int, name: str) -> onnxruntime.InferenceSession:

@@ -1,26 +1,28 @@
-"""Classify image files: a table for people, or one line of JSON per image."""
+"""Classify image files: a table for people, or JSON lines, CSV or Parquet for programs."""
 
 import argparse
 import glob
 import io
-import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from lockstep.arguments import MODEL_HELP, add_proof_arguments, positive, proof_files_or_none
-from lockstep.classifier import BATCH_SIZE, Classifier, Prediction
+from lockstep.classifier import BATCH_SIZE, Classifier, available_cores
 from lockstep.decoding import MAX_PIXELS, SUFFIXES
 from lockstep.errors import ImageError, LockstepError
-from lockstep.preparation import Pixels
+from lockstep.output import FORMATS, Row, choose_format, open_writer
+from lockstep.progress import Progress
+from lockstep.workers import STDIN, Preparation, Prepared, WorkerError, prepare_files
 
-EXAMPLE = """example: lockstep predict scans/ digit.png --top 3
+EXAMPLE = """examples: lockstep predict scans/ digit.png --top 3
+          lockstep predict scans/ --output labels.csv
 exit status: 0 every image was classified, 1 some were not, 2 nothing could be started"""
-STDIN = "-"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,48 +32,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_proof_arguments(parser)
     add("--no-verify", action="store_true", help="use any model, also without a golden sample and a certificate")
     add("--reject", action="store_true", help="say of an image that looks like none of the classes: none of these")
-    add("--json", action="store_true", help="print one line of JSON per image")
+    add("--format", choices=FORMATS, help="of the results; default: by the suffix of --output, else table")
+    add("--json", action="store_const", const="json", dest="format", help="--format json: a line of JSON per image")
+    add("--output", type=Path, metavar="FILE", help="written whole or not at all; default: the standard output")
     add("--top", type=positive, default=1, metavar="N", help="classes to show in the table")
-    add("--threads", type=positive, metavar="N", help="CPU threads; default: all cores")
+    add("--threads", type=positive, metavar="N", help="CPU cores to use; default: all")
     add("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help="of an image; default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file name need not be valid text
     try:
+        format_name = choose_format(args.format, args.output)
         verify = proof_files_or_none(args) or False
         classifier = Classifier(args.model, threads=args.threads, max_pixels=args.max_pixels, verify=verify)
         if args.reject:
             classifier.require_reject_rule()
+        status, batches = 0, classify_files(classifier, args)
+        with open_writer(format_name, args.output, classifier.classes, args.top) as writer, closing(batches):
+            for rows in batches:
+                writer.write(rows)
+                status |= any(isinstance(result, ImageError) for _, result in rows)
     except LockstepError as error:
         print(error, file=sys.stderr)
-        return 2
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a file name need not be valid text
-    sources = expand_sources(args.files or ([] if sys.stdin.isatty() else [STDIN]))
-    status, source_count, width = 0, 0, 0
-    while batch := list(islice(sources, BATCH_SIZE)):
-        source_count += len(batch)
-        prepared: dict[int, Pixels] = {}
-        for index, source in enumerate(batch):
-            try:
-                prepared[index] = classifier.prepare(read_source(source))
-            except ImageError as error:
-                status = 1
-                print(f"{source}: {error}", file=sys.stderr)
-        if prepared:
-            width = max(width, *(len(batch[index]) for index in prepared))
-            predictions = classifier.predict_prepared(np.stack(list(prepared.values())), reject=args.reject)
-            for index, prediction in zip(prepared, predictions, strict=True):
-                if args.json:
-                    print(json.dumps({"file": batch[index], **vars(prediction)}))
-                else:
-                    print(format_row(batch[index], prediction, args.top, width))
-        sys.stdout.flush()
-    if not source_count:
-        print("no image: name files or folders, or send an image to the standard input", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, WorkerError) else 2
     return status
+
+
+def classify_files(classifier: Classifier, args: argparse.Namespace) -> Generator[list[Row], None, None]:
+    """Predictions and errors, in the order of the files. The errors are on the standard error too."""
+    names = args.files or ([] if sys.stdin.isatty() else [STDIN])
+    shows_progress = sys.stderr.isatty() and (args.output or not sys.stdout.isatty())
+    progress = Progress(sum(1 for _ in expand_sources(names)) if shows_progress else None)
+    preparation = Preparation(classifier.metadata, classifier.max_pixels)
+    prepared_files = prepare_files(expand_sources(names), preparation, args.threads or available_cores())
+    with closing(progress), closing(prepared_files):
+        while batch := list(islice(prepared_files, BATCH_SIZE)):
+            for name, result in batch:
+                if isinstance(result, ImageError):
+                    progress.log(f"{name}: {result}")
+            yield classify_batch(classifier, batch, args.reject)
+            progress.advance(len(batch))
+    if not progress.done:
+        raise LockstepError("no image: name files or folders, or send an image to the standard input")
+
+
+def classify_batch(classifier: Classifier, batch: list[Prepared], reject: bool) -> list[Row]:
+    pixels = [result for _, result in batch if not isinstance(result, ImageError)]
+    predictions = iter(classifier.predict_prepared(np.stack(pixels), reject=reject) if pixels else [])
+    return [(name, result if isinstance(result, ImageError) else next(predictions)) for name, result in batch]
 
 
 def expand_sources(names: list[str]) -> Iterator[str]:
@@ -84,17 +95,3 @@ def expand_sources(names: list[str]) -> Iterator[str]:
             yield from sorted(glob.glob(name, recursive=True)) or [name]  # noqa: PTH207, it may be absolute
         else:
             yield name
-
-
-def read_source(source: str) -> bytes | str:
-    if source == STDIN:
-        return sys.stdin.buffer.read()
-    if os.path.isdir(source):  # noqa: PTH112
-        raise ImageError("the folder contains no image")
-    return source
-
-
-def format_row(source: str, prediction: Prediction, top: int, width: int) -> str:
-    classes = (f"{label} {probability:7.2%}" for label, probability in prediction.top(top))
-    rejected = "none of these   " if prediction.label is None else ""
-    return f"{source:<{width}}  {rejected}" + "   ".join(classes)

@@ -1,16 +1,24 @@
-"""`lockstep predict`: a table or JSON lines, one line per bad file, and the exit status."""
+"""`lockstep predict`: its formats and files, one line per bad file, many files on all cores, and the exit status."""
 
+import csv
+import io
 import json
+import os
+import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
+import psutil
+import pyarrow.parquet
 import pytest
 from conftest import ROOT
 from PIL import Image
 from sklearn.datasets import load_digits
+from toys import wait_until
 
 
 @pytest.fixture
@@ -23,18 +31,15 @@ def images(test_set: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
+def predict_command(stage_outputs: Path, *arguments: str | Path) -> list[str]:
+    model = str(stage_outputs / "model.onnx")
+    return [sys.executable, "-m", "lockstep", "predict", *map(str, arguments), "--model", model]
+
+
 def run_predict(
     stage_outputs: Path, *arguments: str | Path, stdin: bytes | None = None
 ) -> subprocess.CompletedProcess[bytes]:
-    command = [
-        sys.executable,
-        "-m",
-        "lockstep",
-        "predict",
-        *map(str, arguments),
-        "--model",
-        str(stage_outputs / "model.onnx"),
-    ]
+    command = predict_command(stage_outputs, *arguments)
     return subprocess.run(command, cwd=ROOT, input=stdin, capture_output=True, check=False)
 
 
@@ -79,8 +84,10 @@ def test_a_bad_file_is_one_line_and_the_others_are_classified(
         stage_outputs, *bad_sources[:2], images / "0.png", *bad_sources[2:], images / "1.png", "--json"
     )
     assert result.returncode == 1
-    assert [row["file"] for row in parse_rows(result)] == [str(images / "0.png"), str(images / "1.png")]
+    rows = parse_rows(result)
+    assert [row["file"] for row in rows if "error" not in row] == [str(images / "0.png"), str(images / "1.png")]
     lines = result.stderr.decode().splitlines()
+    assert [f"{row['file']}: {row['error']}" for row in rows if "error" in row] == lines
     assert [line.split(": ")[0] for line in lines] == [str(source) for source in bad_sources]
     assert "not a readable image" in lines[0]
     assert "No such file" in lines[1]
@@ -139,3 +146,190 @@ def test_reject_with_a_model_that_cannot_is_one_line(model_copy: Path, images: P
     assert result.returncode == 2
     assert b"cannot reject images" in result.stderr
     assert result.stderr.count(b"\n") == 1
+
+
+def read_csv(content: bytes) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(content.decode(), newline="")))
+
+
+def test_csv_and_parquet_have_the_rows_of_json(stage_outputs: Path, images: Path, tmp_path: Path) -> None:
+    odd = images / 'a "b", c.png'
+    odd.write_bytes((images / "0.png").read_bytes())
+    sources = (odd, images / "notes.txt", images / "1.png")
+    expected = parse_rows(run_predict(stage_outputs, *sources, "--json"))
+    result = run_predict(stage_outputs, *sources, "--format", "csv")
+    assert result.returncode == 1
+    rows = read_csv(result.stdout)
+    classes = [f"probability_{label}" for label in "0123456789"]
+    assert list(rows[0]) == ["file", "label", "probability", "error", *classes]
+    written = run_predict(stage_outputs, *sources, "--output", tmp_path / "rows.parquet")
+    assert (written.returncode, written.stdout, written.stderr) == (1, b"", result.stderr)
+    parquet = pyarrow.parquet.read_table(tmp_path / "rows.parquet").to_pylist()
+    for row, same, wanted in zip(rows, parquet, expected, strict=True):
+        assert row["file"] == same["file"] == wanted["file"]
+        assert (row["label"] or None, row["error"] or None) == (same["label"], same["error"])
+        assert (same["label"], same["error"]) == (wanted.get("label"), wanted.get("error"))
+        if "error" not in wanted:
+            probabilities = list(wanted["probabilities"].values())
+            assert [float(row[name]) for name in classes] == [same[name] for name in classes] == probabilities
+            assert float(row["probability"]) == same["probability"] == wanted["probability"]
+    assert expected[1]["error"]
+    assert (rows[1]["probability"], parquet[1]["probability"]) == ("", None)
+
+
+def test_output_is_what_would_be_printed_and_its_suffix_names_the_format(
+    stage_outputs: Path, images: Path, tmp_path: Path
+) -> None:
+    for name, flags in (("a.csv", ["--format", "csv"]), ("a.jsonl", ["--json"]), ("a.txt", []), ("a.json", ["--json"])):
+        printed = run_predict(stage_outputs, images, *flags).stdout
+        assert run_predict(stage_outputs, images, "--output", tmp_path / name).stdout == b""
+        assert (tmp_path / name).read_bytes() == printed
+    run_predict(stage_outputs, images, "--json", "--output", tmp_path / "b.csv")
+    assert (tmp_path / "b.csv").read_bytes() == (tmp_path / "a.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--output", "rows.xyz"], "its suffix names no format"),
+        (["--output", "."], "is not a file"),
+        (["--output", "missing/rows.csv"], "cannot be written: No such file"),
+        (["--output", "missing/rows.parquet"], "cannot be written: No such file"),
+        (["--format", "parquet"], "needs --output"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_one_line(
+    stage_outputs: Path, images: Path, flags: list[str], message: str
+) -> None:
+    result = run_predict(stage_outputs, images / "0.png", *flags)
+    assert (result.returncode, result.stdout) == (2, b"")
+    assert message in result.stderr.decode()
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_parquet_without_pyarrow_is_one_line(stage_outputs: Path, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "pyarrow.py").write_text("raise ImportError")
+    command = predict_command(stage_outputs, images / "0.png", "--output", tmp_path / "a.parquet")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
+    assert "pip install pyarrow" in result.stderr
+
+
+def test_a_link_to_the_output_stays_and_a_failed_start_changes_nothing(
+    stage_outputs: Path, images: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.csv").write_text("before")
+    (tmp_path / "link.csv").symlink_to(tmp_path / "rows.csv")
+    command = predict_command(stage_outputs, images, "--output", tmp_path / "link.csv")
+    assert subprocess.run([*command, "--model", "no.onnx"], cwd=ROOT, capture_output=True, check=False).returncode == 2
+    assert (tmp_path / "rows.csv").read_text() == "before"
+    subprocess.run(command, cwd=ROOT, check=True)
+    assert (tmp_path / "link.csv").is_symlink()
+    assert len(read_csv((tmp_path / "rows.csv").read_bytes())) == 3
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.fixture
+def many_files(images: Path) -> list[str]:
+    """Enough for workers to be started, with a bad one among them."""
+    large = Image.open(images / "0.png").resize((2800, 2800))
+    large.save(images / "large.png", compress_level=1)
+    names = [str(images / name) for name in ("0.png", "1.png", "large.png", "notes.txt", "deep/2.png")]
+    return names * 40
+
+
+def worker_processes(process: subprocess.Popen) -> list[psutil.Process]:
+    return [child for child in psutil.Process(process.pid).children() if child.status() != psutil.STATUS_ZOMBIE]
+
+
+def start_with_workers(command: list[str], **options: object) -> tuple[subprocess.Popen, list[psutil.Process]]:
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **options)
+    wait_until(lambda: process.poll() is not None or len(worker_processes(process)) == 2, 30)
+    assert process.poll() is None
+    return process, worker_processes(process)
+
+
+def test_workers_change_neither_results_nor_their_order(
+    stage_outputs: Path, many_files: list[str], images: Path, tmp_path: Path
+) -> None:
+    names = [*many_files, "-"]
+    stdin = (images / "1.png").read_bytes()
+    alone, together = (
+        run_predict(stage_outputs, *names, "--json", "--threads", threads, stdin=stdin) for threads in ("1", "2")
+    )
+    assert [row["file"] for row in parse_rows(together)] == names
+    assert together.stderr == alone.stderr
+    for row, same in zip(parse_rows(together), parse_rows(alone), strict=True):
+        assert (row.get("label"), row.get("error")) == (same.get("label"), same.get("error"))
+        assert row.get("probability") == pytest.approx(same.get("probability"), abs=1e-5)
+    assert parse_rows(together)[-1]["label"] == parse_rows(together)[1]["label"]
+
+
+def test_workers_do_not_load_the_onnx_runtime_nor_modules_of_the_current_folder(
+    stage_outputs: Path, many_files: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('the wrong json')")
+    command = [sys.executable, "-P", "-m", *predict_command(stage_outputs, *many_files, "--threads", "2")[2:]]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_until(lambda: process.poll() is not None or len(worker_processes(process)) == 2, 30)
+    maps = [Path(f"/proc/{child.pid}/maps") for child in worker_processes(process)]
+    wait_until(lambda: all("_imaging" in path.read_text() for path in maps), 30)
+    assert not any("onnxruntime" in path.read_text() for path in maps)
+    output, errors = process.communicate(timeout=60)
+    assert b"wrong" not in errors
+    assert len(output.splitlines()) == 160
+
+
+def test_ctrl_c_ends_all_processes_without_a_traceback(
+    stage_outputs: Path, many_files: list[str], tmp_path: Path
+) -> None:
+    output = tmp_path / "rows.csv"
+    command = predict_command(stage_outputs, *many_files, *many_files, "--threads", "2", "--output", output)
+    process, workers = start_with_workers(command, start_new_session=True)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert all("not a readable image" in line for line in errors.decode().splitlines())
+    wait_until(lambda: not any(worker.is_running() for worker in workers), 10)
+    assert not list(tmp_path.glob("*rows*"))
+
+
+def test_workers_end_with_a_killed_command(stage_outputs: Path, many_files: list[str]) -> None:
+    process, workers = start_with_workers(predict_command(stage_outputs, *many_files, "--threads", "2"))
+    process.kill()
+    process.communicate()
+    wait_until(lambda: not any(worker.is_running() for worker in workers), 10)
+
+
+def test_a_killed_worker_is_one_line(stage_outputs: Path, many_files: list[str], tmp_path: Path) -> None:
+    """As by the kernel, if memory is short."""
+    output = tmp_path / "rows.csv"
+    command = predict_command(stage_outputs, *many_files, *many_files, "--threads", "2", "--output", output)
+    process, workers = start_with_workers(command)
+    workers[0].kill()
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "killed by signal 9" in errors.decode().splitlines()[-1]
+    assert b"Traceback" not in errors
+    wait_until(lambda: not workers[1].is_running(), 10)
+    assert not list(tmp_path.glob("*rows*"))
+
+
+def test_a_terminal_shows_the_progress(stage_outputs: Path, many_files: list[str], tmp_path: Path) -> None:
+    terminal, side = pty.openpty()
+    command = predict_command(stage_outputs, *many_files, "--output", tmp_path / "rows.csv")
+    process = subprocess.Popen(command, cwd=ROOT, stderr=side)
+    os.close(side)
+    shown = b""
+    try:
+        while piece := os.read(terminal, 65536):
+            shown += piece
+    except OSError:  # how Linux says that the other side is closed
+        pass
+    os.close(terminal)
+    assert process.wait() == 1
+    assert b"of 200 images" in shown
+    assert shown.endswith(b"\r\x1b[K")
+    assert shown.count(b"notes.txt: not a readable image") == 40
