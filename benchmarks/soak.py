@@ -74,7 +74,7 @@ def send(address: Address, method: str, path: str, body: bytes | None, headers: 
         connection.close()
 
 
-HEAD = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ncontent-length: 50000\r\n\r\n"
+HEAD = b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: image/png\r\ncontent-length: 50000\r\n\r\n"
 
 
 def disconnect(address: Address) -> int:

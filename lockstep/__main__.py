@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from typing import NoReturn
 
 from lockstep import __version__, predict, rebuild, serve, verify
 
@@ -21,6 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: the words after `lockstep`; those of the process unless given.
     """
     args = make_parser().parse_args(arguments)
+    args.words = sys.argv[1:] if arguments is None else arguments
     try:
         status: int = args.run(args)
     except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
@@ -31,8 +33,13 @@ def main(arguments: list[str] | None = None) -> int:
     return status
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="lockstep",
         description="Classify images with an ONNX model, serve it over HTTP, or verify what proves it.",
         epilog="example: lockstep predict digit.png --model model.onnx",

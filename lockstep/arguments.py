@@ -11,10 +11,9 @@ MODEL_HELP = "the ONNX file; default: data/model/model.onnx if there is one, els
 
 
 def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not above 0")
-    return number
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 2**31):
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 to {2**31 - 1:,}")
+    return int(text)
 
 
 def add_proof_arguments(parser: argparse.ArgumentParser) -> None:

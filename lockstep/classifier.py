@@ -136,9 +136,11 @@ class Classifier:
     def run(self, pixels: Pixels) -> Outputs:
         """The network's outputs for prepared inputs: uint8[n, channels, height, width]."""
         batches = [
-            self._session.run(list(Outputs._fields), {"image": pixels[start : start + self.batch_size]})
+            self._session.run(Outputs._fields, {"image": pixels[start : start + self.batch_size]})
             for start in range(0, len(pixels), self.batch_size)
         ]
+        if len(batches) == 1:
+            return Outputs(*batches[0])
         if not batches:
             batches = [[np.empty((0, len(self.classes)), np.float32)] * 2]
         return Outputs(*(np.concatenate(arrays) for arrays in zip(*batches, strict=True)))

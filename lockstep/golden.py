@@ -30,9 +30,17 @@ def replay_golden_sample(data: bytes, classifier: "Classifier") -> GoldenReplay:
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise LockstepError(f"{name}: is not a golden sample ({error}); run `dvc repro -f export_onnx`") from None
     classes, model_shape = classifier.classes, classifier.metadata.shape
-    if not cases or shape != model_shape or any(array.shape != (len(cases), len(classes)) for array in expected):
+    if not cases:
+        raise LockstepError(f"{name}: has no images; run `dvc repro -f export_onnx`")
+    if shape != model_shape:
         raise LockstepError(
             f"{name}: is of another model: images of {shape}, the model takes {model_shape}; run `dvc repro`"
+        )
+    if any(array.shape != (len(cases), len(classes)) for array in expected):
+        scores = sorted({array.shape[-1] for array in expected})
+        raise LockstepError(
+            f"{name}: is of another model: it has {' and '.join(map(str, scores))} outputs for an image, the model has "
+            f"{len(classes)} classes; run `dvc repro`"
         )
     try:
         outputs = classifier.run(pixels)

@@ -1,12 +1,12 @@
 """Serve a model over HTTP, with a page to draw on, an OpenAPI document and metrics for Prometheus."""
 
 import argparse
-import contextlib
+import ipaddress
 import logging
 import math
+import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from lockstep.errors import LockstepError
 from lockstep.service.settings import ModelFiles, Settings
 
 if TYPE_CHECKING:
-    from starlette.applications import Starlette
+    from lockstep.service.app import Service
 FOLLOWED = Path("served", "model.onnx")
 EXAMPLE = "example: lockstep serve --model data/model/model.onnx --port 9000"
 
@@ -37,9 +37,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_proof_arguments(parser)
     add("--no-verify", action="store_true", help="serve any model, also without a golden sample and a certificate")
     add("--report", type=Path, help="the report of the stage evaluate, shown at /model")
-    add("--host", default="127.0.0.1", help="to listen at; 0.0.0.0 is every network; default: %(default)s")
+    add("--host", type=host, default="127.0.0.1", help="to listen at; 0.0.0.0 is every network; default: %(default)s")
     add("--port", type=port, default=8000, help="0 chooses a free one; default: %(default)s")
+    add(
+        "--allow-host",
+        type=host,
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name of this service, beside localhost: requests for other names are refused, unless it listens to a "
+        "network and no name is given; its pages may send requests; may be given several times",
+    )
     for flag, default, text in (
+        ("--workers", 1, "processes that share the port; the limits below are of each"),
         ("--threads", Settings.threads, "CPU threads of the network"),
         ("--max-concurrent-images", Settings.max_concurrent_images, "of all requests at once; more get status 503"),
         ("--max-connections", 512, "at once; more get status 503"),
@@ -55,44 +65,81 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="for a request to arrive; default: %(default)s",
     )
+    add("--listener", type=int, help=argparse.SUPPRESS)  # of a worker: the file descriptor of the socket
+
+
+def host(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; 127.0.0.1 is this machine, 0.0.0.0 every network")
+    return text.strip()
 
 
 def port(text: str) -> int:
-    number = int(text)
-    if not 0 <= number < 65536:
-        raise argparse.ArgumentTypeError(f"{number} is not a port")
-    return number
+    if not (text.isascii() and text.isdigit() and int(text) < 65536):
+        raise argparse.ArgumentTypeError(f"{text} is not a port: 0 to 65535")
+    return int(text)
 
 
 def positive_seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
     if not 0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
     return seconds
 
 
 def run(args: argparse.Namespace) -> int:
     try:
-        import uvicorn
-
-        from lockstep.service.app import create_app
-        from lockstep.service.header_timeout import make_protocol
+        from lockstep.service.app import Service
+        from lockstep.service.server import listen, serve
+        from lockstep.service.workers import run_workers, watch_parent
     except ModuleNotFoundError as error:
         print(f"lockstep serve needs {error.name}: in a checkout, pip install '.[service]'", file=sys.stderr)
         return 2
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("lockstep").setLevel(logging.INFO)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again after it has shut down
+    is_worker = args.listener is not None
+    if is_worker:
+        watch_parent()
     if args.follow:
         args.model = args.model or FOLLOWED
     model = args.model or default_model()
     try:
-        files = ModelFiles(model, proof_files_or_none(args), args.report)
-        if args.follow and model.name != FOLLOWED.name:
-            raise LockstepError(f"--follow writes {FOLLOWED.name}: name a --model that is called so")
+        settings = make_settings(args, model)
+        flags = ("--stage", args.follow, "--folder", str(model.parent))
+        # The follower ends with this process.
+        follower = start_program("flows.follow", *flags) if args.follow and not is_worker else None
+        app = load_app(Service, settings, lambda: is_worker or bool(follower and follower.poll() is None))
+        if is_worker:
+            serve(app, socket.socket(fileno=args.listener), args.max_connections)
+            return 0
+        listener = listen(args.host, args.port)
     except LockstepError as error:
         print(error, file=sys.stderr)
         return 2
-    settings = Settings(
+    except KeyboardInterrupt:  # while it waits for the first model
+        return 0
+    address, bound_port = listener.getsockname()[:2]
+    print(f"{model} at http://{in_url(address)}:{bound_port}/ (Ctrl-C stops it)", flush=True)
+    if not is_loopback(args.host):
+        print(f"{address} is open to the network, without authentication: put a proxy in front of it", file=sys.stderr)
+    if args.workers > 1:
+        del app  # each worker loads its own
+        return run_workers(args.workers, args.words, listener)
+    serve(app, listener, args.max_connections)
+    return 0
+
+
+def make_settings(args: argparse.Namespace, model: Path) -> Settings:
+    if args.workers > 1 and os.name == "nt":
+        raise LockstepError("--workers needs Linux or macOS, where processes can share a socket")
+    files = ModelFiles(model, proof_files_or_none(args), args.report)
+    if args.follow and model.name != FOLLOWED.name:
+        raise LockstepError(f"--follow writes {FOLLOWED.name}: name a --model that is called so")
+    return Settings(
         files,
         threads=args.threads,
         max_concurrent_images=max(args.max_concurrent_images, args.max_images),
@@ -100,45 +147,19 @@ def run(args: argparse.Namespace) -> int:
         max_pixels=args.max_pixels,
         max_images=args.max_images,
         request_timeout=args.request_timeout,
+        allowed_hosts=tuple(map(in_url, args.allow_host)),
+        hosts=(in_url(args.host), *map(in_url, args.allow_host)) if args.allow_host or is_loopback(args.host) else None,
     )
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again after it has shut down
-    try:
-        flags = ("--stage", args.follow, "--folder", str(model.parent))
-        follower = start_program("flows.follow", *flags) if args.follow else None  # ends with this process
-        app = load_app(create_app, settings, follower)
-        listener = listen(args.host, args.port)
-    except LockstepError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:  # while it waits for the first model
-        return 0
-    host, bound_port = listener.getsockname()[:2]
-    print(f"{model} at http://{f'[{host}]' if ':' in host else host}:{bound_port}/ (Ctrl-C stops it)", flush=True)
-    config = uvicorn.Config(
-        app,
-        http=make_protocol(args.request_timeout),
-        ws="none",
-        log_level="error",
-        access_log=False,
-        server_header=False,
-        limit_concurrency=args.max_connections,
-        timeout_graceful_shutdown=10,
-    )
-    with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[listener])
-    return 0
 
 
-def load_app(
-    create_app: "Callable[[Settings], Starlette]", settings: Settings, follower: subprocess.Popen[bytes] | None
-) -> "Starlette":
-    """The application, with its model loaded. A follower brings the model: until it has, wait."""
+def load_app(service: "type[Service]", settings: Settings, will_model_come: Callable[[], bool]) -> "Service":
+    """The application, with its model loaded. While another process brings the model, wait for it."""
     reported = ""
     while True:
         try:
-            return create_app(settings)
+            return service(settings)
         except LockstepError as error:
-            if not follower or follower.poll() is not None:
+            if not will_model_come():
                 raise
             if settings.files.model.exists() and str(error) != reported:
                 print(f"waiting: {error}", file=sys.stderr, flush=True)
@@ -146,12 +167,13 @@ def load_app(
         time.sleep(0.5)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def is_loopback(host: str) -> bool:
     try:
-        listener = socket.create_server((host, port), family=family, backlog=1024)
-    except OSError as error:
-        reason = error.strerror or error
-        raise LockstepError(f"cannot listen at {host}:{port}: {reason}; choose another --port or --host") from None
-    # asyncio sets TCP_NODELAY only on sockets that name their protocol.
-    return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, listener.detach())
+        address = socket.getaddrinfo(host, None)[0][4][0]
+    except (OSError, UnicodeError) as error:
+        raise LockstepError(f"--host {host}: is no address of this machine: {error}") from None
+    return ipaddress.ip_address(str(address).split("%")[0]).is_loopback
+
+
+def in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host

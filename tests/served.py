@@ -49,11 +49,16 @@ class Service:
         return host, int(port)
 
     def request(
-        self, path: str, body: Any = None, content_type: str | None = None, method: str | None = None
+        self,
+        path: str,
+        body: Any = None,
+        content_type: str | None = None,
+        method: str | None = None,
+        headers: dict[str, str] | None = None,
     ) -> Response:
         connection = http.client.HTTPConnection(*self.address, timeout=30)
         try:
-            headers = {"content-type": content_type} if content_type else {}
+            headers = {**({"content-type": content_type} if content_type else {}), **(headers or {})}
             connection.request(method or ("GET" if body is None else "POST"), path, body, headers)
             response = connection.getresponse()
             return Response(

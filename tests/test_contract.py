@@ -335,7 +335,8 @@ def test_imports_go_one_way(file: Path) -> None:
 @pytest.mark.parametrize("file", CONSUMER_FILES, ids=lambda file: file.name)
 def test_the_consumer_imports_its_runtime_only_and_its_service_the_web_framework_too(file: Path) -> None:
     tops = {module.split(".")[0] for module in imported_modules(file)} - set(sys.stdlib_module_names)
-    service = {"starlette", "uvicorn", "prometheus_client", "python_multipart"}  # what the extra `service` installs
+    # What the extra `service` installs.
+    service = {"starlette", "uvicorn", "prometheus_client", "python_multipart", "orjson"}
     serves = "service" in file.parts or file.name == "serve.py"
     allowed = {"lockstep", "numpy", "onnxruntime", "PIL"} | (service if serves else set())
     signing = {"signature.py": {"model_signing"}, "rebuilt.py": {"securesystemslib", "cryptography"}}

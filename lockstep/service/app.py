@@ -1,100 +1,110 @@
-"""The ASGI application of the service: POST /predict, /model, health, metrics, and a page at /."""
+"""The ASGI application of the service: POST /predict, /model, health, metrics, the protocol V2, and a page at /."""
 
 import asyncio
 import base64
-import math
-import os
 import time
-from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
-from lockstep.classifier import Classifier
-from lockstep.errors import ImageError
-from lockstep.preparation import Pixels
-from lockstep.service.metrics import Metrics, RequestMetrics
+from lockstep.service.asgi import Request, RequestError, Response, json_response
+from lockstep.service.hosts import HostCheck
+from lockstep.service.metrics import Metrics
+from lockstep.service.open_inference import MODEL_PATH, SERVER, OpenInference
 from lockstep.service.openapi import DOCS_PAGE, describe_api
-from lockstep.service.reloader import ModelReloader
-from lockstep.service.request_body import Capacity, RequestError, RequestImage, parse_images, read_body
+from lockstep.service.request_body import ImageFile, parse_images
+from lockstep.service.runner import ModelRunner
 from lockstep.service.settings import Settings
 
-PAGE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
-PAGE_HEADERS = {
-    "content-security-policy": "default-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "img-src 'self' data: blob:; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-}
-MAX_BLOCKING_SECONDS = 0.002  # shorter computations are not worth a thread: the switch costs 0.7 ms
+PAGE = (Path(__file__).parent / "page.html").read_bytes()
+HTML = b"text/html; charset=utf-8"
+PAGE_HEADERS = (
+    (
+        b"content-security-policy",
+        b"default-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+        b"img-src 'self' data: blob:; frame-ancestors 'none'",
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+)
 
 
-def create_app(settings: Settings) -> Starlette:
-    service = Service(settings)
-    endpoints = {
-        "/model": service.get_model,
-        "/healthz": service.get_health,
-        "/readyz": service.get_readiness,
-        "/metrics": service.get_metrics,
-        "/": service.get_page,
-        "/docs": service.get_docs,
-        "/openapi.json": service.get_openapi,
-    }
-    return Starlette(
-        routes=[
-            Route("/predict", service.predict, methods=["POST"]),
-            *(Route(path, endpoint) for path, endpoint in endpoints.items()),
-        ],
-        middleware=[Middleware(RequestMetrics, metrics=service.metrics)],
-        exception_handlers={HTTPException: answer_error},
-        lifespan=service.lifespan,
-    )
-
-
-async def answer_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
-
-
-def read_flag(request: Request, name: str) -> bool:
-    value = request.query_params.get(name, "false").lower()
-    if value not in ("true", "false"):
-        raise RequestError(422, f"query parameter {name} is {value!r:.40}, not true or false")
-    return value == "true"
+class Route(NamedTuple):
+    path: str  # as the metrics name it
+    endpoint: Callable[[Request], Awaitable[Response]]
+    methods: tuple[str, ...] = ("GET", "HEAD")
 
 
 class Service:
-    """The endpoints of one application and the state that they share."""
+    """The application. Each request passes one dictionary of routes, and no other layer."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings, self.metrics = settings, Metrics()
-        self.reloader = ModelReloader(settings, self.metrics)
-        self.body_bytes = Capacity(16 * settings.max_bytes)
-        self.images = Capacity(settings.max_concurrent_images)
-        self.metrics.images_in_progress.set_function(lambda: self.images.used)
-        self.executor = ThreadPoolExecutor(max(2, (os.cpu_count() or 2) // 2), "lockstep")
-        self.measured: Classifier | None = None  # the classifier that seconds_per_image was measured of
-        self.seconds_per_image = math.inf
+        self.settings, self.metrics, self.host_check = settings, Metrics(), HostCheck(settings)
+        self.runner = ModelRunner(settings, self.metrics)
+        self.reloader = self.runner.reloader
         self.watcher: asyncio.Task[None] | None = None
+        open_inference = OpenInference(self.runner)
+        routes = (
+            Route("/predict", self.predict, ("POST",)),
+            Route("/model", self.get_model),
+            Route("/healthz", self.get_health),
+            Route("/readyz", self.get_readiness),
+            Route("/metrics", self.get_metrics),
+            Route("/", self.get_page),
+            Route("/docs", self.get_docs),
+            Route("/openapi.json", self.get_openapi),
+            Route("/v2", self.get_server),
+            Route("/v2/health/live", self.get_live),
+            Route("/v2/health/ready", self.get_ready),
+        )
+        self.routes = {route.path: route for route in routes}
+        self.model_routes = {
+            None: Route("/v2/models/{name}", open_inference.get_model),
+            "/ready": Route("/v2/models/{name}/ready", open_inference.get_model_readiness),
+            "/infer": Route("/v2/models/{name}/infer", open_inference.infer, ("POST",)),
+        }
 
-    @asynccontextmanager
-    async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.run_lifespan(receive, send)
+            return
+        started, status = time.perf_counter(), 500
+        route = self.find_route(scope["path"])
+        try:
+            response = await self.answer(route, Request(scope, receive))
+            status = response.status
+            await response.send(send)
+        finally:
+            self.metrics.count_request(route.path if route else "other", status, time.perf_counter() - started)
+
+    def find_route(self, path: str) -> Route | None:
+        route = self.routes.get(path)
+        if not route and (match := MODEL_PATH.fullmatch(path)):
+            return self.model_routes[match["action"]]
+        return route
+
+    async def answer(self, route: Route | None, request: Request) -> Response:
+        try:
+            self.host_check.check(request)
+            if not route:
+                raise RequestError(404, "Not Found")
+            if request.scope["method"] not in route.methods:
+                raise RequestError(405, "Method Not Allowed", ((b"allow", ", ".join(route.methods).encode()),))
+            return await route.endpoint(request)
+        except RequestError as error:
+            return error.to_response()
+
+    async def run_lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()  # lifespan.startup
         self.watcher = asyncio.create_task(self.reloader.watch())
-        yield
+        await send({"type": "lifespan.startup.complete"})
+        await receive()  # lifespan.shutdown
         self.watcher.cancel()
-        self.executor.shutdown(wait=False, cancel_futures=True)
+        self.runner.close()
+        await send({"type": "lifespan.shutdown.complete"})
 
     async def predict(self, request: Request) -> Response:
         """Classify the images of the request.
@@ -102,76 +112,57 @@ class Service:
         With ?include_input=true, return the network's input too; with ?reject=true, the label null for an image that
         looks like none of the classes.
         """
-        classifier, settings = self.reloader.classifier, self.settings
-        include_input, reject = read_flag(request, "include_input"), read_flag(request, "reject")
+        runner, classifier, settings = self.runner, self.reloader.classifier, self.settings
+        include_input, reject = request.read_flags("include_input", "reject")
         if reject and not classifier.reject_rule:
             raise RequestError(422, "query parameter reject: the model cannot reject images")
-        with self.body_bytes.reservation() as reserve_bytes, self.images.reservation() as reserve_images:
-            body = await read_body(request, settings, reserve_bytes)
+        with runner.bytes.reservation() as reserve_bytes, runner.images.reservation() as reserve_images:
+            body = await request.read_body(settings.max_bytes, settings.request_timeout, reserve_bytes)
             images = await parse_images(request, body, classifier.metadata, settings)
             reserve_images(len(images))
-            try:
-                async with asyncio.timeout(settings.answer_timeout):
-                    pixels = await self.prepare(classifier, images)
-                    probabilities = await self.compute(classifier, pixels)
-            except TimeoutError:
-                raise RequestError(503, "too busy; try again in a second") from None
-        predictions = []
-        classified = classifier.to_predictions(pixels, probabilities, reject=reject)
-        for image, image_pixels, one in zip(images, pixels, classified, strict=True):
-            prediction: dict[str, Any] = {"name": image.name, **vars(one)}
-            if include_input:
+            pixels, outputs = await runner.predict(classifier, images)
+        names = [image.name if isinstance(image, ImageFile) else None for image in images]
+        classified = classifier.to_predictions(pixels, outputs.probabilities, reject=reject)
+        predictions: list[dict[str, Any]] = [
+            {"name": name, **vars(prediction)} for name, prediction in zip(names, classified, strict=True)
+        ]
+        if include_input:
+            for prediction, image_pixels in zip(predictions, pixels, strict=True):
                 prediction["input"] = base64.b64encode(image_pixels.tobytes()).decode()
-            predictions.append(prediction)
-        return JSONResponse({"model": classifier.sha256, "predictions": predictions})
-
-    async def prepare(self, classifier: Classifier, images: list[RequestImage]) -> Pixels:
-        """Decode image files, one at a time, in a thread."""
-        loop, prepared = asyncio.get_running_loop(), []
-        for index, image in enumerate(images):
-            if isinstance(image.content, np.ndarray):
-                prepared.append(image.content)
-                continue
-            try:
-                prepared.append(await loop.run_in_executor(self.executor, classifier.prepare, image.content))
-            except ImageError as error:
-                name = f" ({image.name})" if image.name else ""
-                raise RequestError(422, f"image {index}{name}: {error}") from None
-        return np.stack(prepared)
-
-    async def compute(self, classifier: Classifier, pixels: Pixels) -> NDArray[np.float32]:
-        """Probabilities of the classes; in a thread if it would block the event loop for long."""
-        is_measured = self.measured is classifier
-        if is_measured and len(pixels) * self.seconds_per_image <= MAX_BLOCKING_SECONDS:
-            return self.run(classifier, pixels)
-        return await asyncio.get_running_loop().run_in_executor(self.executor, self.run, classifier, pixels)
-
-    def run(self, classifier: Classifier, pixels: Pixels) -> NDArray[np.float32]:
-        started = time.perf_counter()
-        probabilities = classifier.run(pixels).probabilities
-        self.seconds_per_image = (time.perf_counter() - started) / len(pixels)
-        self.measured = classifier
-        return probabilities
+        return json_response({"model": classifier.sha256, "predictions": predictions})
 
     async def get_model(self, _: Request) -> Response:
-        return JSONResponse(await asyncio.to_thread(self.reloader.describe))
+        return json_response(await asyncio.to_thread(self.reloader.describe))
 
     async def get_health(self, _: Request) -> Response:
-        return JSONResponse({"status": "ok"})
+        return json_response({"status": "ok"})
 
     async def get_readiness(self, _: Request) -> Response:
+        self.check_ready()
+        return json_response({"status": "ready"})
+
+    def check_ready(self) -> None:
         if self.watcher is None or self.watcher.done():
-            return JSONResponse({"error": "not ready"}, 503)
-        return JSONResponse({"status": "ready"})
+            raise RequestError(503, "not ready")
 
     async def get_metrics(self, _: Request) -> Response:
-        return Response(generate_latest(self.metrics.registry), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
+        return Response(self.metrics.to_text(), content_type=CONTENT_TYPE_PLAIN_0_0_4.encode())
 
     async def get_page(self, _: Request) -> Response:
-        return HTMLResponse(PAGE, headers=PAGE_HEADERS)
+        return Response(PAGE, content_type=HTML, headers=PAGE_HEADERS)
 
     async def get_docs(self, _: Request) -> Response:
-        return HTMLResponse(DOCS_PAGE)
+        return Response(DOCS_PAGE.encode(), content_type=HTML)
 
     async def get_openapi(self, _: Request) -> Response:
-        return JSONResponse(describe_api(self.reloader.classifier, self.settings))
+        return json_response(describe_api(self.reloader.classifier, self.settings))
+
+    async def get_server(self, _: Request) -> Response:
+        return json_response(SERVER)
+
+    async def get_live(self, _: Request) -> Response:
+        return json_response({"live": True})
+
+    async def get_ready(self, _: Request) -> Response:
+        self.check_ready()
+        return json_response({"live": True, "ready": True})

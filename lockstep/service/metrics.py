@@ -1,13 +1,13 @@
-"""What the service counts, for Prometheus."""
+"""What the service counts, for Prometheus: in this process, or in files that all workers of a service share."""
 
-import time
+import os
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-PATHS = ("/", "/predict", "/model", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json")
+FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus_client when it is imported
 
 
 class Metrics:
@@ -27,7 +27,10 @@ class Metrics:
             registry=registry,
         )
         self.images_in_progress = Gauge(
-            "lockstep_images_in_progress", "Images of requests that are being answered.", registry=registry
+            "lockstep_images_in_progress",
+            "Images of requests that are being answered.",
+            multiprocess_mode="livesum",
+            registry=registry,
         )
         self.reloads = Counter(
             "lockstep_model_reloads",
@@ -40,32 +43,30 @@ class Metrics:
         self.model_files_incomplete = Gauge(
             "lockstep_model_files_incomplete",
             "1 while files are missing or of different models, as during a run; for long: a run has failed.",
+            multiprocess_mode="livemax",
             registry=registry,
         )
-        self.model = Info("lockstep_model", "The model that answers.", registry=registry)
+        self.model = Gauge(
+            "lockstep_model_info",
+            "1 for the model that answers, 0 for those before it.",
+            ["sha256"],
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.counted: dict[tuple[str, int], tuple[Counter, Histogram]] = {}  # the children, looked up once
 
+    def count_request(self, path: str, status: int, seconds: float) -> None:
+        key = path, status
+        if key not in self.counted:
+            self.counted[key] = self.requests.labels(path, status), self.request_duration_seconds.labels(path)
+        requests, duration = self.counted[key]
+        requests.inc()
+        duration.observe(seconds)
 
-class RequestMetrics:
-    """ASGI middleware that counts each request; unknown paths are counted together as `other`."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self.app, self.metrics = app, metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        started, status = time.perf_counter(), 500
-
-        async def send_and_record_status(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, send_and_record_status)
-        finally:
-            path = scope["path"] if scope["path"] in PATHS else "other"
-            self.metrics.requests.labels(path, status).inc()
-            self.metrics.request_duration_seconds.labels(path).observe(time.perf_counter() - started)
+    def to_text(self) -> bytes:
+        """Of all workers together, if there are several."""
+        registry = self.registry
+        if FOLDER_VARIABLE in os.environ:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)

@@ -4,12 +4,13 @@ from typing import Any
 
 from lockstep.classifier import Classifier
 from lockstep.metadata import ModelMetadata
-from lockstep.service.request_body import FIELD
+from lockstep.service.request_body import FIELD, RAW_PIXELS
 from lockstep.service.settings import Settings
 
 Schema = dict[str, Any]
 STATUSES = {
     400: "The body does not match its content type, or was cut off",
+    403: "The request is for a host that is not allowed, or comes from a page of another site",
     408: "The body of the request did not arrive in time",
     413: "Too many bytes, or too many images",
     415: "Unsupported content type",
@@ -50,7 +51,7 @@ def reference(name: str) -> Schema:
 def operation(name: str, summary: str, schema: Schema, *statuses: int, media_type: str = "application/json") -> Schema:
     """One operation of a path: its answer with status 200, and its errors."""
     responses = {"200": {"description": "Successful response", "content": {media_type: {"schema": schema}}}}
-    for status in statuses:
+    for status in sorted({403, *statuses}):
         content = {"application/json": {"schema": reference("Error")}}
         responses[str(status)] = {"description": STATUSES[status], "content": content}
     return {"operationId": name, "summary": summary, "responses": responses}
@@ -101,7 +102,7 @@ def describe_api(classifier: Classifier, settings: Settings) -> Schema:
     ]
     predict = operation(
         "predict",
-        "Classify images: the bytes of an image file, a form of image files, or pixels as JSON",
+        "Classify images: the bytes of an image file, a form of image files, or pixels as JSON or bytes",
         closed_object(model=TEXT, predictions=array(reference("Prediction"))),
         *STATUSES,
     )
@@ -110,7 +111,8 @@ def describe_api(classifier: Classifier, settings: Settings) -> Schema:
         "info": {
             "title": "Lockstep",
             "version": classifier.sha256[:12],
-            "description": f"Classifies images: {metadata.dataset}, {len(metadata.classes)} classes.",
+            "description": f"Classifies images: {metadata.dataset}, {len(metadata.classes)} classes. The Open "
+            "Inference Protocol (V2 of KServe and Triton) is at /v2.",
         },
         "paths": {
             "/predict": {
@@ -157,6 +159,8 @@ def request_body(metadata: ModelMetadata, settings: Settings) -> Schema:
     for side in reversed(metadata.shape if metadata.channels > 1 else metadata.shape[1:]):
         pixels, blank = array(pixels, minItems=side, maxItems=side), [blank] * side
     file = {**TEXT, "format": "binary", "description": "A PNG, JPEG, GIF, BMP, WebP, TIFF or PPM file"}
+    size = " x ".join(map(str, metadata.shape))
+    raw = {**file, "description": f"The pixels of one or more images: each {size} bytes"}
     limits = {"minItems": 1, "maxItems": settings.max_images}
     json_schema, form_schema = (closed_object(**{FIELD: array(items, **limits)}) for items in (pixels, file))
     return {
@@ -164,6 +168,7 @@ def request_body(metadata: ModelMetadata, settings: Settings) -> Schema:
         "content": {
             "application/json": {"schema": json_schema, "example": {FIELD: [blank]}},
             "multipart/form-data": {"schema": form_schema},
+            RAW_PIXELS: {"schema": raw},
             **{kind: {"schema": file} for kind in ("image/png", "image/jpeg", "application/octet-stream")},
         },
     }

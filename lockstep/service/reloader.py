@@ -23,7 +23,7 @@ class ModelReloader:
         self.reload_error: str | None = None  # why the newest files were not loaded
         self.is_waiting = False
         self.classifier = self.load()
-        self.metrics.model.info({"sha256": self.classifier.sha256})
+        self.metrics.model.labels(self.classifier.sha256).set(1)
         if self.files.report:
             read_report(self.files.report)
 
@@ -65,7 +65,8 @@ class ModelReloader:
         is_new = classifier.sha256 != self.classifier.sha256
         if is_new:
             self.metrics.reloads.labels("loaded").inc()
-            self.metrics.model.info({"sha256": classifier.sha256})
+            self.metrics.model.labels(self.classifier.sha256).set(0)
+            self.metrics.model.labels(classifier.sha256).set(1)
         if is_new or self.reload_error:
             log.info("loaded %s, sha256 %s", self.files.model, classifier.sha256[:12])
         self.classifier = classifier

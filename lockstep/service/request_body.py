@@ -1,136 +1,94 @@
-"""Reads the images in the body of a request, within limits of size and time."""
+"""Reads the images in the body of a request: image files, a form of them, or pixels as JSON or bytes."""
 
 import asyncio
 import json
 import math
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import orjson
 from python_multipart.multipart import parse_options_header
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
+from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import ClientDisconnect, Request
 
 from lockstep.metadata import ModelMetadata
 from lockstep.preparation import Pixels
+from lockstep.service.asgi import Request, RequestError
 from lockstep.service.settings import Settings
 
 FIELD = "images"  # of a form and of JSON
+RAW_PIXELS = "application/x-lockstep-pixels"  # application/octet-stream is an image file
 JSON_BYTES_PER_PIXEL = 16  # at most; parsing more would delay all other requests
-MAX_FLOAT = 1e300  # JSON allows integers that float64 cannot hold
-HEADERS = {408: {"connection": "close"}, 413: {"connection": "close"}, 503: {"retry-after": "1"}}
 
 
-class RequestError(HTTPException):
-    """Answered with the status, its headers, and the message as `error`."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(status, message, HEADERS.get(status))
-
-
-class Capacity:
-    """An amount of bytes or images that all requests share while they are answered."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit, self.used = limit, 0
-
-    @contextmanager
-    def reservation(self) -> Iterator[Callable[[int], None]]:
-        """Yield a function that reserves an amount until the end of the block, or answers with 503."""
-        reserved = 0
-
-        def reserve(amount: int) -> None:
-            nonlocal reserved
-            if self.used + amount > self.limit:
-                raise RequestError(503, "too busy; try again in a second")
-            self.used += amount
-            reserved += amount
-
-        try:
-            yield reserve
-        finally:
-            self.used -= reserved
-
-
-@dataclass(frozen=True)
-class RequestImage:
-    name: str | None  # of the file, in a form
-    content: bytes | Pixels  # the bytes of an image file, or the network's input
-
-
-async def read_body(request: Request, settings: Settings, reserve: Callable[[int], None]) -> bytes:
-    """A body that is too large is read and discarded: a client that is cut off would not see the answer."""
-    length = request.headers.get("content-length", "")
-    is_too_large = length.isdigit() and int(length) > settings.max_bytes
-    body = bytearray()
-    try:
-        async with asyncio.timeout(settings.request_timeout):
-            async for chunk in request.stream():
-                is_too_large = is_too_large or len(body) + len(chunk) > settings.max_bytes
-                if not is_too_large:
-                    reserve(len(chunk))
-                    body += chunk
-    except TimeoutError:
-        if not is_too_large:
-            raise RequestError(408, f"the request did not arrive within {settings.request_timeout:g} seconds") from None
-    except ClientDisconnect:
-        raise RequestError(400, "the client disconnected") from None
-    if is_too_large:
-        raise RequestError(413, f"the request is larger than {settings.max_bytes:,} bytes")
-    return bytes(body)
+class ImageFile(NamedTuple):
+    name: str | None  # in a form
+    content: bytes
 
 
 async def parse_images(
     request: Request, body: bytes, metadata: ModelMetadata, settings: Settings
-) -> list[RequestImage]:
-    """By content type: the bytes of an image file, a form of image files, or pixels as JSON."""
-    content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+) -> Pixels | list[ImageFile]:
+    """By content type. Pixels are the network's input: uint8[n, channels, height, width]."""
+    content_type = request.header(b"content-type").split(";")[0].strip().lower()
+    images: Pixels | list[ImageFile]
     if content_type == "application/json":
         images = parse_json(body, metadata, settings)
+    elif content_type == RAW_PIXELS:
+        images = parse_raw(body, metadata)
     elif content_type == "multipart/form-data":
         images = await parse_form(request, body, settings)
     elif content_type.startswith("image/") or content_type == "application/octet-stream":
-        images = [RequestImage(None, body)]
+        images = [ImageFile(None, body)]
     else:
         raise RequestError(
             415,
             f"content type {content_type or 'missing'}; supported: image/*, application/octet-stream, "
-            "multipart/form-data, application/json",
+            f"multipart/form-data, application/json, {RAW_PIXELS}",
         )
-    if not images:
-        raise RequestError(422, "the request contains no image")
-    if len(images) > settings.max_images:
-        raise too_many_images(settings)
+    check_count(len(images), settings)
     return images
 
 
-def too_many_images(settings: Settings) -> RequestError:
-    return RequestError(413, f"the request contains more than {settings.max_images} images")
+def check_count(images: int, settings: Settings) -> None:
+    if not images:
+        raise RequestError(422, "the request contains no image")
+    if images > settings.max_images:
+        raise RequestError(413, f"the request contains more than {settings.max_images} images")
 
 
-async def parse_form(request: Request, body: bytes, settings: Settings) -> list[RequestImage]:
+def parse_raw(body: bytes, metadata: ModelMetadata) -> Pixels:
+    size = math.prod(metadata.shape)
+    if len(body) % size:
+        shape = " x ".join(map(str, metadata.shape))
+        raise RequestError(422, f"{len(body):,} bytes are not a multiple of {size:,}, the pixels of an image: {shape}")
+    return np.frombuffer(body, np.uint8).reshape(-1, *metadata.shape)
+
+
+async def parse_form(request: Request, body: bytes, settings: Settings) -> list[ImageFile]:
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
-    boundary = parse_options_header(request.headers["content-type"])[1].get(b"boundary")
+    boundary = parse_options_header(request.headers[b"content-type"])[1].get(b"boundary")
     if not boundary:
         raise RequestError(400, "not a valid form: its content type names no boundary")
     if b"--" + boundary + b"--" not in body[-len(boundary) - 1000 :]:
         raise RequestError(400, "not a valid form: it is cut off before its end")
     parser = MultiPartParser(
-        request.headers, stream(), max_files=settings.max_images + 1, max_fields=1, max_part_size=settings.max_bytes
+        Headers(scope=request.scope),
+        stream(),
+        max_files=settings.max_images + 1,
+        max_fields=1,
+        max_part_size=settings.max_bytes,
     )
     parser.spool_max_size = settings.max_bytes + 1  # keeps files in memory, where the body is already
     try:  # in a thread: a form of many small parts takes seconds
         form = await asyncio.to_thread(asyncio.run, parser.parse())
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
-            raise too_many_images(settings) from None
+            check_count(settings.max_images + 1, settings)
         raise RequestError(400, f"not a valid form: {error.message}") from None
     except Exception:  # the parser raises errors of many types for broken bytes
         raise RequestError(400, "not a valid form") from None
@@ -138,7 +96,7 @@ async def parse_form(request: Request, body: bytes, settings: Settings) -> list[
     for name, file in form.multi_items():
         if name != FIELD or not isinstance(file, UploadFile):
             raise RequestError(422, f"the form has a part {name!r} that is not a file named {FIELD!r}")
-        images.append(RequestImage(clean_file_name(file.filename), await file.read()))
+        images.append(ImageFile(clean_file_name(file.filename), await file.read()))
         await file.close()
     return images
 
@@ -148,36 +106,44 @@ def clean_file_name(name: str | None) -> str | None:
     return " ".join((name or "").encode("utf-8", "replace").decode().split()) or None
 
 
-def parse_json(body: bytes, metadata: ModelMetadata, settings: Settings) -> list[RequestImage]:
+def load_json(body: bytes, metadata: ModelMetadata, settings: Settings) -> Any:
     if len(body) > 1000 + settings.max_images * math.prod(metadata.shape) * JSON_BYTES_PER_PIXEL:
         raise RequestError(413, f"the JSON is larger than {settings.max_images} images can be")
     try:
-        content = json.loads(body)
+        return orjson.loads(body)
+    except ValueError:
+        pass
+    try:  # slower, but takes NaN, so that the error can name the image that has it, and UTF-16
+        return json.loads(body)
     except (ValueError, RecursionError):
         raise RequestError(400, "the body is not JSON") from None
+
+
+def parse_json(body: bytes, metadata: ModelMetadata, settings: Settings) -> Pixels:
+    content = load_json(body, metadata, settings)
     if not isinstance(content, dict) or set(content) != {FIELD} or not isinstance(content[FIELD], list):
         raise RequestError(422, f'the JSON must be an object with one key, "{FIELD}", that holds a list')
-    if len(content[FIELD]) > settings.max_images:
-        raise too_many_images(settings)
+    images = content[FIELD]
+    check_count(len(images), settings)
     shape = metadata.shape if metadata.channels > 1 else metadata.shape[1:]
-    return [
-        RequestImage(None, parse_pixels(image, shape, index).reshape(metadata.shape))
-        for index, image in enumerate(content[FIELD])
-    ]
+    pixels = b"".join([parse_pixels(image, shape, f"image {index}") for index, image in enumerate(images)])
+    return np.frombuffer(pixels, np.uint8).reshape(-1, *metadata.shape)
 
 
-def parse_pixels(image: Any, shape: tuple[int, ...], index: int) -> Pixels:
+def parse_pixels(image: Any, shape: tuple[int, ...], name: str) -> bytes:
     """Lists of integers, nested exactly as the shape says."""
     values = [image]
     for side in shape:
-        if not all(isinstance(row, list) and len(row) == side for row in values):
-            raise RequestError(422, f"image {index} is not {' x '.join(map(str, shape))} nested lists of numbers")
+        for row in values:
+            if not isinstance(row, list) or len(row) != side:
+                raise RequestError(422, f"{name} is not {' x '.join(map(str, shape))} nested lists of numbers")
         values = list(chain.from_iterable(values))
-    if not set(map(type, values)) <= {int, float}:
-        raise RequestError(422, f"image {index} contains values that are not numbers")
-    numbers = (
-        np.array(values, np.float64) if -MAX_FLOAT < min(values) <= max(values) < MAX_FLOAT else np.full(1, np.inf)
-    )
-    if not (numbers.min() >= 0 and numbers.max() <= 255 and (numbers == np.rint(numbers)).all()):
-        raise RequestError(422, f"image {index} has pixels that are not integers from 0 to 255")
-    return numbers.astype(np.uint8)
+    types = set(map(type, values))
+    if not types <= {int, float}:
+        raise RequestError(422, f"{name} contains values that are not numbers")
+    if float in types:  # the remainder of NaN and of infinity is NaN
+        values = [int(value) if value % 1 == 0 else -1 for value in values]
+    try:
+        return bytes(values)
+    except (ValueError, OverflowError):
+        raise RequestError(422, f"{name} has pixels that are not integers from 0 to 255") from None

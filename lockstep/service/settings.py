@@ -36,4 +36,6 @@ class Settings:
     max_images: int = 64  # of a request
     request_timeout: float = 10.0  # seconds for a request to arrive
     answer_timeout: float = 30.0  # seconds until a request that has arrived is answered with 503
+    allowed_hosts: tuple[str, ...] = ()  # whose pages may send requests
+    hosts: tuple[str, ...] | None = ()  # names for which requests are answered, beside loopback's; None: any
     reload_interval: float = 1.0  # seconds between two checks of the model's files

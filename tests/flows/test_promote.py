@@ -103,8 +103,8 @@ def test_a_service_follows_promotions_and_a_roll_back_under_load(
     models = {"v0.0.1": sha256_of(project / "data/model/model.onnx")}
     promote(project, prefect_api_url, "--skip-audit")
     statuses: list[int] = []
-    stop = threading.Event()
-    with run_service(tmp_path, tmp_path / "served" / "model.onnx", "--follow", "prod", cwd=project) as service:
+    stop, flags = threading.Event(), ("--follow", "prod", "--workers", "2")
+    with run_service(tmp_path, tmp_path / "served" / "model.onnx", *flags, cwd=project) as service:
 
         def send_requests() -> None:
             while not stop.is_set():

@@ -176,7 +176,7 @@ def test_a_proven_model_has_its_certificate_and_an_unproven_one_is_refused(
 BROKEN_GOLDEN = [
     (b"{", "is not a golden sample"),
     (b'{"cases": []}', "is not a golden sample"),
-    (b'{"cases": [], "tolerance": 1, "image_shape": [1, 28, 28]}', "is of another model"),
+    (b'{"cases": [], "tolerance": 1, "image_shape": [1, 28, 28]}', "has no images"),
     (b"[" * 100_000, "is not a golden sample"),
 ]
 
@@ -190,6 +190,27 @@ def test_an_invalid_golden_sample_is_refused_even_if_it_is_certified(
     with pytest.raises(LockstepError, match=f"the golden sample of .* {message}") as error:
         Classifier(model_copy, verify=True)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("classes", "it has 9 outputs for an image, the model has 10 classes"),
+        ("size", r"images of \(1, 14, 56\), the model takes \(1, 28, 28\)"),
+    ],
+)
+def test_a_golden_sample_of_another_model_says_what_differs(model_copy: Path, change: str, message: str) -> None:
+    path = model_copy.with_name("golden.json")
+    content = json.loads(path.read_text())
+    if change == "size":
+        content["image_shape"] = [1, 14, 56]
+    for case in content["cases"] if change == "classes" else []:
+        case["logits"].pop()
+        case["probabilities"].pop()
+    path.write_text(json.dumps(content))
+    certify(model_copy)
+    with pytest.raises(LockstepError, match=f"is of another model: {message}; run `dvc repro`"):
+        Classifier(model_copy)
 
 
 def test_waiting_threads_do_not_spin(stage_outputs: Path, test_set: Tested) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import http.client
 import io
 import json
@@ -21,7 +22,11 @@ from conftest import ROOT
 from PIL import Image
 from served import Service, form_body, png_bytes, run_service
 
-from lockstep.service.app import Service as HttpService
+from lockstep.__main__ import main
+from lockstep.classifier import Outputs
+from lockstep.service.metrics import Metrics
+from lockstep.service.request_body import RAW_PIXELS
+from lockstep.service.runner import ModelRunner
 from lockstep.service.settings import ModelFiles, Settings
 
 Tested = tuple[np.ndarray, np.ndarray]
@@ -37,6 +42,18 @@ def test_pixels_as_json_are_the_networks_input(service: Service, test_set: Teste
     assert response.status == 200
     assert [int(prediction["label"]) for prediction in response.json["predictions"]] == labels[:20].tolist()
     assert response.json["model"] == service.request("/model").json["sha256"]
+
+
+def test_raw_pixels_are_the_networks_inputs_one_after_the_other(service: Service, test_set: Tested) -> None:
+    images = test_set[0][:3]
+    answer = service.predict(images.tobytes(), RAW_PIXELS, "?include_input=true").json
+    assert [base64.b64decode(one.pop("input")) for one in answer["predictions"]] == [x.tobytes() for x in images]
+    assert answer == service.predict_prepared(*images[:, 0]).json
+
+
+def test_numbers_in_json_may_be_written_as_floats(service: Service, test_set: Tested) -> None:
+    image = test_set[0][0, 0]
+    assert service.predict_prepared(image.astype(float)).json == service.predict_prepared(image).json
 
 
 def test_an_image_a_form_and_raw_bytes_give_the_same_prediction(service: Service, test_set: Tested) -> None:
@@ -127,6 +144,9 @@ ZEROS = np.zeros((28, 28), int).tolist()
         (form_body()[0], "multipart/form-data; boundary=cut", 422, "no image"),
         (form_body(("a", b"x"), field="other")[0], "multipart/form-data; boundary=cut", 422, "other"),
         (form_body(*[("a", b"x")] * 66)[0], "multipart/form-data; boundary=cut", 413, "more than 64 images"),
+        (b"", RAW_PIXELS, 422, "no image"),
+        (bytes(783), RAW_PIXELS, 422, "783 bytes are not a multiple of 784, the pixels of an image: 1 x 28 x 28"),
+        (bytes(784 * 65), RAW_PIXELS, 413, "more than 64 images"),
         (bytes(16_000_001), "image/png", 413, "larger than 16,000,000 bytes"),
     ],
 )  # fmt: skip
@@ -151,14 +171,19 @@ def test_unknown_paths_and_methods(service: Service) -> None:
     assert service.request("/other").json == {"error": "Not Found"}
     assert service.request("/predict").status == 405
     assert service.request("/predict").headers["allow"] == "POST"
+    assert service.request("/model", b"x", method="POST").headers["allow"] == "GET, HEAD"
     assert service.request("/predict?include_input=perhaps", b"x", "image/png").status == 422
+    unknown = service.request("/predict?include=true", b"x", "image/png")
+    assert (unknown.status, "there is no query parameter 'include'" in unknown.json["error"]) == (422, True)
+    page, head = service.request("/"), service.request("/", method="HEAD")
+    assert (head.status, head.content, head.headers["content-length"]) == (200, b"", str(len(page.content)))
 
 
 def test_the_openapi_document_describes_the_model_that_answers(service: Service) -> None:
     document = service.request("/openapi.json").json
     assert set(document["paths"]) == {"/predict", "/model", "/healthz", "/readyz", "/metrics"}
     post = document["paths"]["/predict"]["post"]
-    assert set(post["responses"]) == {"200", "400", "408", "413", "415", "422", "503"}
+    assert set(post["responses"]) == {"200", "400", "403", "408", "413", "415", "422", "503"}
     rows = post["requestBody"]["content"]["application/json"]["schema"]["properties"]["images"]["items"]
     assert (rows["minItems"], rows["items"]["maxItems"]) == (28, 28)
     prediction = document["components"]["schemas"]["Prediction"]
@@ -171,6 +196,63 @@ def test_the_openapi_document_describes_the_model_that_answers(service: Service)
         assert set(certificate[part]["properties"]) == set(description["certificate"][part])
     example = post["requestBody"]["content"]["application/json"]["example"]
     assert service.predict(json.dumps(example).encode(), "application/json").status == 200
+
+
+EVIL = "evil.example"
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"host": EVIL}, 403),  # DNS rebinding: a page of evil.example, which now resolves to 127.0.0.1
+        ({"host": f"{EVIL}:8000"}, 403),
+        ({"host": "localhost.evil.example"}, 403),
+        ({"host": ""}, 403),
+        ({"host": "localhost:1"}, 200),  # a forwarded port
+        ({"host": "LOCALHOST"}, 200),
+        ({"host": "[::1]:1"}, 200),
+        ({"host": "localhost:1", "origin": "http://localhost:1"}, 200),
+        ({"host": "localhost:1", "origin": "http://localhost:2"}, 403),
+        ({"origin": f"https://{EVIL}"}, 403),
+        ({"origin": "null"}, 403),  # a sandboxed frame
+    ],
+)
+def test_requests_of_other_sites_are_refused_on_loopback(
+    service: Service, test_set: Tested, headers: dict[str, str], status: int
+) -> None:
+    for method, path in (("POST", "/predict"), ("POST", "/v2/models/lockstep/infer"), ("GET", "/model")):
+        if "origin" in headers and method == "GET":
+            continue
+        response = service.request(path, test_set[0][0].tobytes(), RAW_PIXELS, method, headers)
+        assert (response.status == 403) == (status == 403)
+        if status == 403:
+            assert "--allow-host" in response.json["error"]
+            assert "\n" not in response.json["error"]
+    assert service.request("/model", headers={"origin": f"http://{EVIL}"}).status == 200  # no page can read it
+
+
+def test_hosts_can_be_allowed(stage_outputs: Path, test_set: Tested, tmp_path: Path) -> None:
+    flags = ("--allow-host", "Digits.example", "--allow-host", "other.example", "--host", "0.0.0.0")
+    with run_service(tmp_path, stage_outputs / "model.onnx", *flags) as service:
+        for host, origin, status in (
+            ("digits.example:80", "https://digits.example:80", 200),
+            ("127.0.0.1", "https://other.example", 200),  # a proxy that does not pass the Host on
+            (EVIL, f"http://{EVIL}", 403),
+            ("digits.example", f"http://{EVIL}", 403),
+        ):
+            headers = {"host": host, "origin": origin}
+            assert service.request("/predict", test_set[0][0].tobytes(), RAW_PIXELS, headers=headers).status == status
+
+
+def test_on_a_network_it_says_so_and_answers_for_every_host(
+    stage_outputs: Path, test_set: Tested, tmp_path: Path
+) -> None:
+    with run_service(tmp_path, stage_outputs / "model.onnx", "--host", "0.0.0.0") as service:
+        for headers, status in (({"host": EVIL}, 200), ({"host": EVIL, "origin": "http://other.example"}, 403)):
+            response = service.request("/predict", test_set[0][0].tobytes(), RAW_PIXELS, headers=headers)
+            assert response.status == status
+    (line,) = service.log.read_text().splitlines()
+    assert line == "0.0.0.0 is open to the network, without authentication: put a proxy in front of it"
 
 
 def test_the_page_requests_nothing_from_other_hosts(service: Service) -> None:
@@ -187,19 +269,20 @@ def test_concurrent_requests_each_get_their_own_answer(service: Service, test_se
 
 
 def test_only_short_computations_run_in_the_event_loop(stage_outputs: Path, test_set: Tested) -> None:
-    service = HttpService(Settings(ModelFiles(stage_outputs / "model.onnx", None, None)))
-    classifier, run, threads = service.reloader.classifier, service.run, []
+    runner = ModelRunner(Settings(ModelFiles(stage_outputs / "model.onnx", None, None)), Metrics())
+    classifier, run, threads = runner.reloader.classifier, runner.run, []
 
-    def run_and_note_thread(*arguments: Any) -> np.ndarray:
+    def run_and_note_thread(*arguments: Any) -> Outputs:
         threads.append(threading.current_thread())
         return run(*arguments)
 
-    service.run = run_and_note_thread  # type: ignore[method-assign]
+    runner.run = run_and_note_thread  # type: ignore[method-assign]
     for measured, seconds in ((None, 0.0), (classifier, 1.0), (classifier, 0.0)):  # unknown, slow, fast
-        service.measured, service.seconds_per_image = measured, seconds
-        assert asyncio.run(service.compute(classifier, test_set[0][:2])).shape == (2, 10)
+        runner.measured, runner.seconds_per_image = measured, seconds
+        _, outputs = asyncio.run(runner.predict(classifier, test_set[0][:2]))
+        assert outputs.probabilities.shape == (2, 10)
     assert [thread is threading.main_thread() for thread in threads] == [False, False, True]
-    service.executor.shutdown()
+    runner.close()
 
 
 def test_a_full_queue_answers_503_and_later_requests_succeed(
@@ -217,7 +300,7 @@ def test_a_full_queue_answers_503_and_later_requests_succeed(
 
 
 def test_slow_clients_are_disconnected(stage_outputs: Path, tmp_path: Path) -> None:
-    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ncontent-length: 100\r\n\r\n"
+    head = b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: image/png\r\ncontent-length: 100\r\n\r\n"
     with run_service(tmp_path, stage_outputs / "model.onnx", "--request-timeout", "1") as service:
         for message, status in ((head + b"x", b"408"), (head[:20], b""), (b"", b"")):
             with socket.create_connection(service.address, timeout=15) as connection:
@@ -227,9 +310,26 @@ def test_slow_clients_are_disconnected(stage_outputs: Path, tmp_path: Path) -> N
                 assert time.monotonic() - started < 6
 
 
+def test_headers_that_never_end_are_cut_off(stage_outputs: Path, tmp_path: Path) -> None:
+    """Of the first and of a later request of a connection, and after a body, where trailers may come."""
+    head = b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: image/png\r\n"
+    first = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    for start in (head, head + b"x: ", first + head, head + b"transfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"):
+        with (
+            run_service(tmp_path, stage_outputs / "model.onnx", "--request-timeout", "60") as service,
+            socket.create_connection(service.address, timeout=15) as connection,
+        ):
+            connection.sendall(start)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                for _ in range(200):
+                    connection.sendall(b"x" * 10_000 if start.endswith(b"x: ") else b"a: b\r\n" * 1000)
+                    time.sleep(0.002)
+                pytest.fail("the service has read 2 MB of headers")
+
+
 def test_closed_connections_release_their_capacity(stage_outputs: Path, test_set: Tested, tmp_path: Path) -> None:
     """The capacity for bodies, 1.6 MB here, and for images."""
-    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ncontent-length: 90000\r\n\r\n"
+    head = b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: image/png\r\ncontent-length: 90000\r\n\r\n"
     with run_service(tmp_path, stage_outputs / "model.onnx", "--max-bytes", "100000") as service:
         for size in (80_000, 90_000) * 25:
             with socket.create_connection(service.address, timeout=5) as connection:
@@ -284,7 +384,6 @@ def test_errors_at_the_start_are_one_line(
         assert (result.returncode, result.stdout) == (2, "")
         assert message in result.stderr
         assert len(result.stderr.splitlines()) == 1
-    assert run_serve(*model, "--port", "99999").returncode == 2
     with run_service(tmp_path, model_copy, "--no-verify") as unproven:
         assert unproven.request("/model").json["golden_max_abs_error"] is None
         assert unproven.request("/model").json["certificate"] is None
@@ -292,6 +391,22 @@ def test_errors_at_the_start_are_one_line(
     model_copy.with_name("golden.json").unlink()
     with run_service(tmp_path, model_copy, "--certificate", certificate, "--golden", golden) as proven:
         assert proven.request("/model").json["certificate"]
+
+
+NUMBERS = ("--workers", "--threads", "--max-concurrent-images", "--max-connections", "--max-bytes", "--max-pixels",
+           "--max-images", "--request-timeout", "--rebuilt")  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", [*NUMBERS, "--port", "--host", "--allow-host"])
+def test_a_setting_that_is_out_of_range_is_one_line(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for value in {"--port": ("-1", "65536", "nan", "1.5", ""), "--host": ("", " "), "--allow-host": ("",)}.get(
+        flag, ("-1", "0", "nan", "inf", "-inf", "1e400", "x", "")
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["serve", f"{flag}={value}"])
+        output = capsys.readouterr()
+        assert (ended.value.code, output.out, len(output.err.splitlines())) == (2, "", 1)
+        assert output.err.startswith(f"lockstep serve: argument {flag}: ")
 
 
 def test_it_listens_on_loopback_and_stops_on_ctrl_c(stage_outputs: Path, tmp_path: Path) -> None:
@@ -307,9 +422,9 @@ def test_the_service_imports_no_torch(stage_outputs: Path) -> None:
     program = f"""
 import json, sys
 from pathlib import Path
-from lockstep.service.app import create_app
+from lockstep.service.app import Service
 from lockstep.service.settings import ModelFiles, Settings
-create_app(Settings(ModelFiles(Path({str(stage_outputs / "model.onnx")!r}), None, None)))
+Service(Settings(ModelFiles(Path({str(stage_outputs / "model.onnx")!r}), None, None)))
 print(json.dumps(sorted({{name.split(".")[0] for name in sys.modules}})))
 """
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
