@@ -1,6 +1,7 @@
 """The golden sample of a model: inputs with their expected outputs, replayed before the model is used."""
 
 import json
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -23,6 +24,8 @@ def replay_golden_sample(data: bytes, classifier: "Classifier") -> GoldenReplay:
     try:
         content = json.loads(data)
         cases, tolerance = content["cases"], float(content["tolerance"])
+        if not 0 <= tolerance < math.inf:
+            raise ValueError(f"a tolerance of {tolerance}")
         shape = tuple(content["image_shape"])
         pixels = np.array([case["image"] for case in cases], np.uint8).reshape(len(cases), *shape)
         expected = [np.array([case[key] for case in cases], np.float32) for key in ("logits", "probabilities")]
@@ -32,7 +35,7 @@ def replay_golden_sample(data: bytes, classifier: "Classifier") -> GoldenReplay:
     classes, model_shape = classifier.classes, classifier.metadata.shape
     if not cases or shape != model_shape or any(array.shape != (len(cases), len(classes)) for array in expected):
         raise LockstepError(
-            f"{name}: is of another model: images of {shape}, the model takes {model_shape}; run `dvc repro`"
+            f"{name}: is of another model: images of {shape!s:.80}, the model takes {model_shape}; run `dvc repro`"
         )
     try:
         outputs = classifier.run(pixels)
