@@ -31,7 +31,9 @@ def replay_golden_sample(data: bytes, classifier: "Classifier") -> GoldenReplay:
         expected = [np.array([case[key] for case in cases], np.float32) for key in ("logits", "probabilities")]
         expected_labels = [case["predicted"] for case in cases]
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise LockstepError(f"{name}: is not a golden sample ({error}); run `dvc repro -f export_onnx`") from None
+        raise LockstepError(
+            f"{name}: is not a golden sample ({error!s:.200}); run `dvc repro -f export_onnx`"
+        ) from None
     classes, model_shape = classifier.classes, classifier.metadata.shape
     if not cases or shape != model_shape or any(array.shape != (len(cases), len(classes)) for array in expected):
         raise LockstepError(

@@ -47,5 +47,5 @@ def read_metadata(properties: Mapping[str, str], name: str) -> ModelMetadata:
     except KeyError as error:
         raise LockstepError(f"{name}: its metadata lack {error}; use a file that export_onnx wrote") from None
     except (TypeError, ValueError, RecursionError) as error:
-        raise LockstepError(f"{name}: its metadata are not valid: {error}") from None
+        raise LockstepError(f"{name}: its metadata are not valid: {error!s:.200}") from None
     return ModelMetadata(tuple(classes), channels, height, width, preparation, dataset, dict(properties), fit)

@@ -226,7 +226,7 @@ def http(folder: Path) -> Target:
             kind = mutate_bytes(generator, [kind.encode()], types).decode("latin-1")
         if generator.random() < 0.2:
             query = mutate_bytes(generator, [query, b"include_input=true&reject=false"])
-        if kind.startswith("application/json") and generator.random() < 0.6:
+        if body.startswith(b"{") and generator.random() < 0.6:
             return kind, query, serialize(generator, mutate_json(generator, json.loads(body)))
         return kind, query, mutate_bytes(generator, [body], HTTP_TOKENS)
 
