@@ -94,7 +94,7 @@ def dag(folder: Path) -> Target:
         parse_dag.cache_clear()
         (folder / "dvc.yaml").write_bytes(data)
         stages = read_dag(folder)
-        stages.select((), next(iter(stages.stages)))
+        stages.select((), next(iter(stages.stages), None))
 
     return Target([valid], make, use, (FlowError,))
 
