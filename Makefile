@@ -4,7 +4,7 @@ PYTHON ?= python3
 SHELL := /bin/sh
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup run compare test test-all test-ci test-portable test-team lint check-lock publish sbom sign serve serve-flows bench bench-arithmetic bench-pipeline bench-onnx bench-flow experiments doctor lock clean
+.PHONY: help setup run compare test test-all test-ci test-portable test-team test-faults lint check-lock publish sbom sign serve serve-flows bench bench-arithmetic bench-pipeline bench-onnx bench-flow experiments doctor lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.* ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.* ## /  \1\t/' | expand -t 20
@@ -36,7 +36,7 @@ test: setup  ## run the fast tests
 	python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not emulated" --cov --cov-report=term-missing:skip-covered
 
 test-all: setup  ### run the fast and the slow tests
-	python -m pytest -m "not gpu and not emulated and not team"
+	python -m pytest -m "not gpu and not emulated and not team and not faults"
 
 test-ci: setup  ### run the slow tests that CI runs
 	python -m pytest -n 2 --dist loadfile -m "slow and ci and not gpu"
@@ -49,6 +49,11 @@ test-portable: setup  ### compare bytes under emulated CPUs (qemu-user, version 
 
 test-team: setup  ### run the tests of a team: S3, PostgreSQL and three workers on loopback (PostgreSQL 15; half an hour)
 	python -m pytest -m team tests/flows/test_team.py
+
+test-faults: setup  ### kills, full disks, hostile mirrors, 130,000 damaged inputs (an hour; FAULTS=0.1 for a tenth); the counts go to benchmarks/results/faults.jsonl
+	@rm -f benchmarks/results/faults.jsonl
+	FAULTS=$(or $(FAULTS),1) FAULTS_RESULTS=$(CURDIR)/benchmarks/results/faults.jsonl python -m pytest -m "not emulated" tests/faults
+	@python tests/faults/counts.py benchmarks/results/faults.jsonl
 
 check-lock: setup  ### check that dvc.lock was made by the committed code: in a clone every stage is skipped
 	@clone=$$(mktemp -d) && trap 'rm -rf "$$clone"' EXIT && git clone -q . "$$clone" && cd "$$clone" && \

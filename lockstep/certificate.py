@@ -83,7 +83,9 @@ def read_certificate(data: bytes, name: str) -> Certificate:
         if type(content["format"]) is not int or content["format"] != FORMAT:
             raise ValueError(f"format {content['format']!r:.40}; this version knows {FORMAT}")
         if "refused" in content:
-            raise LockstepError(f"{name}: certifies nothing: {content['refused']!s:.200}; train a better model")
+            raise LockstepError(
+                f"{name}: certifies nothing: {' '.join(str(content['refused']).split()):.200}; train a better model"
+            )
         hashes = read_section(Hashes, content)
         dataset = read_section(Dataset, content["dataset"])
         quality = read_section(Quality, content["quality"])
@@ -118,7 +120,8 @@ def read_section(section: type[Section], content: Any) -> Section:
             raise ValueError(f"its {name} is {value!r:.40}, not of type {getattr(kind, '__name__', kind)}")
         if name.endswith("sha256") and not re.fullmatch("[0-9a-f]{64}", value):
             raise ValueError(f"its {name} is {value!r:.40}, not 64 hexadecimal digits")
-        if kind is not str and not 0 <= value < math.inf:
+        is_fraction = "accuracy" in name or "f1" in name
+        if kind is not str and not (0 <= value <= 1 if is_fraction else 0 <= value < math.inf):
             raise ValueError(f"its {name} is {value}")
     return section(**values)
 

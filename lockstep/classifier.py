@@ -75,7 +75,7 @@ class Classifier:
         contents = proof_files.read_and_check(data, self.path) if proof_files else None
         self.sha256 = hashlib.sha256(data).hexdigest()
         self._session = make_session(data, threads or available_cores(), self.path)
-        self.metadata: ModelMetadata = read_metadata(self._session.get_modelmeta().custom_metadata_map, self.path)
+        self.metadata: ModelMetadata = read_metadata(read_properties(self._session, self.path), self.path)
         self.reject_rule: RejectRule | None = read_reject_rule(self.metadata.properties, self.path)
         check_inputs_and_outputs(self._session, self.metadata, self.path)
         self.certificate: Certificate | None = None
@@ -205,6 +205,15 @@ def make_session(data: bytes, threads: int, name: str) -> onnxruntime.InferenceS
     except Exception as error:  # ONNX Runtime's errors have no common base class
         reason = " ".join(str(error).split())[:200]
         raise LockstepError(f"{name}: ONNX Runtime {onnxruntime.__version__} does not load it: {reason}") from None
+
+
+def read_properties(session: onnxruntime.InferenceSession, name: str) -> dict[str, str]:
+    """The metadata_props of the file."""
+    try:
+        properties: dict[str, str] = session.get_modelmeta().custom_metadata_map
+    except UnicodeDecodeError as error:
+        raise LockstepError(f"{name}: its metadata are not UTF-8 ({error.reason}); the file is damaged") from None
+    return properties
 
 
 def check_inputs_and_outputs(session: onnxruntime.InferenceSession, metadata: ModelMetadata, name: str) -> None:

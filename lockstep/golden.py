@@ -1,6 +1,7 @@
 """The golden sample of a model: inputs with their expected outputs, replayed before the model is used."""
 
 import json
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -23,18 +24,22 @@ def replay_golden_sample(data: bytes, classifier: "Classifier") -> GoldenReplay:
     try:
         content = json.loads(data)
         cases, tolerance = content["cases"], float(content["tolerance"])
+        if not 0 <= tolerance < math.inf:
+            raise ValueError(f"a tolerance of {tolerance}")
         shape = tuple(content["image_shape"])
         pixels = np.array([case["image"] for case in cases], np.uint8).reshape(len(cases), *shape)
         expected = [np.array([case[key] for case in cases], np.float32) for key in ("logits", "probabilities")]
         expected_labels = [case["predicted"] for case in cases]
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise LockstepError(f"{name}: is not a golden sample ({error}); run `dvc repro -f export_onnx`") from None
+        raise LockstepError(
+            f"{name}: is not a golden sample ({error!s:.200}); run `dvc repro -f export_onnx`"
+        ) from None
     classes, model_shape = classifier.classes, classifier.metadata.shape
     if not cases:
         raise LockstepError(f"{name}: has no images; run `dvc repro -f export_onnx`")
     if shape != model_shape:
         raise LockstepError(
-            f"{name}: is of another model: images of {shape}, the model takes {model_shape}; run `dvc repro`"
+            f"{name}: is of another model: images of {shape!s:.80}, the model takes {model_shape}; run `dvc repro`"
         )
     if any(array.shape != (len(cases), len(classes)) for array in expected):
         scores = sorted({array.shape[-1] for array in expected})

@@ -47,7 +47,8 @@ def check_rebuilt(
                 else:
                     others += 1
         except Exception as error:  # of many types: not JSON, not an envelope
-            raise LockstepError(f"{path}: line {number} is not a signed statement ({str(error)[:80]})") from None
+            reason = " ".join(str(error).split())
+            raise LockstepError(f"{path}: line {number} is not a signed statement ({reason:.80})") from None
     if len(signers) < required:
         raise LockstepError(
             f"{path}: {len(signers)} of {len({key.keyid for key in trusted})} keys have stated that a rebuild gave "

@@ -59,6 +59,6 @@ def read_reject_rule(properties: Mapping[str, str], name: str) -> RejectRule | N
         rule = RejectRule(float(properties[BELOW]), low, high)
         if not all(map(math.isfinite, (rule.min_probability, low, high))):
             raise ValueError("a number that is not finite")
-    except (TypeError, ValueError) as error:
-        raise LockstepError(f"{name}: its metadata {BELOW} or {ROUGHNESS} are not valid: {error}") from None
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise LockstepError(f"{name}: its metadata {BELOW} or {ROUGHNESS} are not valid: {error!s:.200}") from None
     return rule

@@ -12,7 +12,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from flows.dvc import expand_templates
 from flows.dvc.params_file import edit_params_text
@@ -89,7 +88,7 @@ def read_dag(root: Path, changes: Mapping[str, Any] | None = None) -> Dag:
     except OSError as error:
         raise FlowError(f"{root / 'dvc.yaml'}: {error.strerror}: run this in the project's folder") from error
     except UnicodeDecodeError as error:
-        raise FlowError(f"{root / 'dvc.yaml'}: not UTF-8 text: {error.reason}") from error
+        raise FlowError(f"{root / 'dvc.yaml'}: not UTF-8: {error.reason}") from error
     if TEMPLATES.search(text):
         text = expand(root, text, edit_params_text(root / "params.yaml", changes or {}))
     return parse_dag(text)
@@ -113,13 +112,17 @@ def parse_dag(text: str) -> Dag:
     try:
         content = YAML(typ="safe", pure=True).load(text)
         entries: dict[str, dict[str, Any]] = content["stages"]
+        if not all(isinstance(name, str) for name in entries):
+            raise TypeError("the name of a stage is not a text")
         outs = {name: get_paths(entry, "outs", "metrics", "plots") for name, entry in entries.items()}
         upstream = {name: find_upstream(get_paths(entry, "deps"), outs) for name, entry in entries.items()}
         stages = {name: make_stage(name, entries[name], upstream[name], outs[name]) for name in sort_stages(upstream)}
         artifacts = {name: entry["path"] for name, entry in (content.get("artifacts") or {}).items()}
-    except (YAMLError, KeyError, TypeError, AttributeError) as error:
-        message = " ".join(str(error).split())
-        raise FlowError(f"dvc.yaml: not a pipeline: {message}: `dvc status` says more") from error
+    except FlowError as error:
+        raise FlowError(" ".join(str(error).split())) from error
+    except Exception as error:  # of many types: what should be a list, a text or a mapping is something else
+        message = " ".join(str(error).split()) or type(error).__name__
+        raise FlowError(f"dvc.yaml: not a pipeline: {message:.500}: `dvc status` says more") from error
     return Dag(stages, artifacts)
 
 
@@ -128,7 +131,7 @@ def make_stage(name: str, entry: Mapping[str, Any], upstream: tuple[str, ...], o
     return Stage(
         name,
         command if isinstance(command, str) else " && ".join(command),
-        entry.get("desc", ""),
+        str(entry.get("desc") or ""),
         upstream,
         get_paths(entry, "deps"),
         tuple(param for param in entry.get("params", []) if isinstance(param, str)),

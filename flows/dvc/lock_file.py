@@ -60,7 +60,7 @@ async def read_lock(root: Path, *names: str) -> dict[str, LockEntry]:
     text = "".join(entry for name, entry in entries.items() if not names or name in names)
     try:
         stages: dict[str, LockEntry] = await asyncio.to_thread(YAML(typ="safe", pure=True).load, text) or {}
-    except YAMLError as error:
+    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: a damaged number or date
         raise FlowError(f"dvc.lock: not valid YAML (a merge conflict?): {' '.join(str(error).split())}") from error
     return stages
 
@@ -141,5 +141,5 @@ def parse_outs(entry: str, name: str) -> dict[str, dict[str, Any]] | None:
         content = YAML(typ="safe", pure=True).load(entry)[name]
         content["cmd"]
         return {out["path"]: out for out in content.get("outs", [])}
-    except (YAMLError, KeyError, TypeError, AttributeError):
+    except (YAMLError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return None

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from flows.errors import FlowError
 
@@ -70,21 +69,21 @@ def parse_overrides(flags: Sequence[str]) -> dict[str, Any]:
     for flag in flags:
         name, equals, value = flag.partition("=")
         if not equals:
-            raise FlowError(f"-S {flag}: give a param and its value, as in -S train.epochs=5")
+            raise FlowError(f"-S {show(flag)}: give a param and its value, as in -S train.epochs=5")
         try:
             changes[name.strip()] = YAML(typ="safe", pure=True).load(value)
-        except YAMLError as error:
-            raise FlowError(f"-S {flag}: the value is not valid YAML") from error
+        except Exception as error:  # of many types, as above
+            raise FlowError(f"-S {show(flag)}: the value is not valid YAML") from error
         if changes[name.strip()] is None:
-            raise FlowError(f"-S {flag}: has no value")
+            raise FlowError(f"-S {show(flag)}: has no value")
     return changes
 
 
 def load_yaml(yaml: YAML, path: Path) -> Any:
     try:
         content = yaml.load(path) or {}
-    except (OSError, YAMLError) as error:
-        raise FlowError(f"{path.name}: {' '.join(str(error).split())}") from error
+    except Exception as error:  # of many types: ValueError for a wrong date, RecursionError for deep nesting
+        raise FlowError(f"{path.name}: {' '.join(str(error).split()):.500}") from error
     if not isinstance(content, Mapping):
         raise FlowError(f"{path.name}: must be a mapping, as in {{train: {{epochs: 5}}}}")
     return content
@@ -97,5 +96,10 @@ def find_section(content: Any, path: Path, name: str) -> tuple[Any, str]:
     for one in sections:
         section = section.get(one) if isinstance(section, Mapping) else None
     if not sections or not isinstance(section, Mapping) or key not in section:
-        raise FlowError(f"{path.name}: has no param {name}")
+        raise FlowError(f"{path.name}: has no param {show(name)}")
     return section, key
+
+
+def show(text: str) -> str:
+    """A text of the command line in a message of one line."""
+    return text if text.isprintable() and len(text) < 200 else f"{text[:200]!r}"

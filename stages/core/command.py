@@ -44,10 +44,20 @@ def run_stage(stage: Callable[..., None]) -> NoReturn:
         if is_run_by_dvc:
             print(RESTORE_HINT, file=sys.stderr)
         sys.exit(error.status if isinstance(error, StageError) else 1)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"{stage.__name__}: not enough memory: use a smaller batch, network or image size", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print(f"{stage.__name__}: interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the system, or a GPU, has no memory left: PyTorch raises RuntimeErrors that say so."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in ("allocate memory", "out of memory"))
 
 
 def end_when_orphaned(is_run_by_dvc: bool, interval: float = 0.2) -> None:

@@ -2,11 +2,11 @@
 
 import difflib
 from pathlib import Path
+from reprlib import Repr
 from typing import Any, ClassVar, Literal, TypeVar
 
 import pydantic
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from stages.core.errors import StageError
 
@@ -20,6 +20,9 @@ class Section(pydantic.BaseModel):
 
 SectionT = TypeVar("SectionT", bound=Section)
 SHARED_SECTIONS = ("machine", "promote")  # `promote` is read by flows/comparison.py
+SHORT = Repr()  # of a value in a message, which may be a nested structure of any size
+SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 80
+SHORT.maxlist = 20
 sections_read: dict[tuple[Path, str], Any] = {}  # by file and section: its content when it was read
 
 
@@ -37,7 +40,7 @@ def read_section(path: Path, name: str, section: type[SectionT]) -> SectionT:
     known = sorted({*stage_names(), *SHARED_SECTIONS})
     for key in content:
         if key not in known:
-            raise StageError(f"{path}: unknown section {key!r}{suggest(str(key), known)}")
+            raise StageError(f"{path}: unknown section {SHORT.repr(key)}{suggest(str(key), known)}")
     if name not in content:
         raise StageError(f"{path}: the section {name!r} is missing")
     sections_read[path.absolute(), name] = content[name]
@@ -63,8 +66,10 @@ def load_params(path: Path) -> dict[str, Any]:
         content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StageError(f"{path}: there is no such params file") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise StageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except OSError:
+        raise
+    except Exception as error:  # of many types: ValueError for a wrong date, RecursionError for deep nesting
+        raise StageError(f"{path}: not valid YAML: {' '.join(str(error).split()):.500}") from None
     if not isinstance(content, dict):
         raise StageError(f"{path}: must hold sections, each with its keys")
     return content
@@ -82,7 +87,7 @@ def describe_errors(name: str, section: type[Section], errors: list[Any]) -> lis
     if renamed := [key for key in unknown if key in section.renamed]:
         return [f"{name}.{key} is now called {name}.{section.renamed[key]}: rename it" for key in renamed]
     if unknown:
-        return [f"unknown param {name}.{key}{suggest(key, list(section.model_fields))}" for key in unknown]
+        return [f"unknown param {name}.{show_key(key)}{suggest(key, list(section.model_fields))}" for key in unknown]
     return [describe_error(".".join([name, *map(str, error["loc"])]), error) for error in errors]
 
 
@@ -90,7 +95,13 @@ def describe_error(param: str, error: Any) -> str:
     if error["type"] == "missing":
         return f"the param {param} is missing"
     value, message = error["input"], error["msg"].removeprefix("Value error, ")
-    return f"{param}: {message[0].lower()}{message[1:]}" + ("" if isinstance(value, dict) else f", not {value!r}")
+    value = "" if isinstance(value, dict) else f", not {SHORT.repr(value)}"
+    return f"{show_key(param)}: {message[0].lower()}{message[1:]}{value}"
+
+
+def show_key(key: str) -> str:
+    """On one line, and not longer than it."""
+    return key if key.isprintable() and len(key) < 100 else SHORT.repr(key)
 
 
 def suggest(word: str, known: list[str]) -> str:

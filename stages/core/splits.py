@@ -63,7 +63,10 @@ def read_names(folder: Path, split: Split) -> list[str] | None:
     path = names_file(folder, split)
     if not path.exists():
         return None
-    names = path.read_text(encoding="utf-8").split("\n")[:-1]
+    try:
+        names = path.read_text(encoding="utf-8").split("\n")[:-1]
+    except UnicodeDecodeError as error:
+        raise StageError(f"{path}: not UTF-8 ({error.reason}); {RERUN}") from None
     if len(names) != (count := len(open_npy(folder / f"{split}-labels.npy", 1))):
         raise StageError(f"{path}: has {len(names)} names of {count} images; {RERUN}")
     return names
@@ -96,8 +99,10 @@ def open_npy(path: Path, dimensions: int) -> NDArray[Any]:
         array: NDArray[Any] = np.load(path, mmap_mode="c") if path.stat().st_size > 128 else np.load(path)
     except FileNotFoundError:
         raise StageError(f"{path}: missing; {RERUN}") from None
-    except (ValueError, EOFError) as error:
-        raise StageError(f"{path}: not a whole .npy file ({error}); {RERUN}") from None
+    except Exception as error:  # of many types, for a damaged header
+        raise StageError(f"{path}: not a whole .npy file ({' '.join(str(error).split())}); {RERUN}") from None
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu":
+        raise StageError(f"{path}: not an array of integers; {RERUN}")
     if array.ndim != dimensions:
         raise StageError(f"{path}: has {array.ndim} dimensions where {dimensions} should be; {RERUN}")
     return array

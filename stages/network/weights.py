@@ -77,7 +77,7 @@ def read_weights(path: Path) -> tuple[Classifier, WeightsHeader]:
     except pydantic.ValidationError as error:
         detail = error.errors()[0]
         key, message = ".".join(map(str, detail["loc"])), detail["msg"].removeprefix("Value error, ")
-        reason = f"invalid {key} {detail['input']!r} in its header: {message}"
+        reason = f"invalid {key} {detail['input']!r:.80} in its header: {message}"
     except RuntimeError:
         reason = f"its tensors do not match the architecture {header.architecture!r} of its header"
     raise StageError(f"{path}: {reason}; run `dvc repro -f train`")

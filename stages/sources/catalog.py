@@ -2,9 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from stages.core.errors import StageError
 from stages.core.files import atomic_write, file_sha256, remove_path, write_json
@@ -24,6 +24,18 @@ def check_dataset_name(name: str) -> str:
 
 
 DatasetName = Annotated[str, AfterValidator(check_dataset_name)]
+
+
+class Source(BaseModel):
+    """The content of SOURCE_FILE."""
+
+    model_config = ConfigDict(frozen=True)
+
+    dataset: DatasetName
+    origin: str
+    preparation: Literal["mnist", "resize"]
+    classes: list[str] = Field(min_length=1)
+    files: dict[str, str]  # the hash of each file
 
 
 def fetch_dataset(name: DatasetName, folder: Path, own_images: Path) -> None:
@@ -59,8 +71,13 @@ def read_raw(folder: Path) -> tuple[dict[str, Any], RawData]:
         source = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StageError(f"{path}: missing; run `dvc repro download`") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StageError(f"{path}: not valid JSON ({error}); {REFETCH}") from None
-    if not isinstance(source, dict) or source.get("dataset") not in DATASETS:
+    if not isinstance(source, dict) or str(source.get("dataset")) not in DATASETS:
         raise StageError(f"{path}: names no known data set; {REFETCH}")
+    try:
+        source = Source.model_validate(source, strict=True).model_dump()
+    except ValidationError as error:
+        key = ".".join(map(str, error.errors()[0]["loc"]))
+        raise StageError(f"{path}: its {key!r} is not what download writes; {REFETCH}") from None
     return source, DATASETS[source["dataset"]].read(folder, source)

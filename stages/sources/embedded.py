@@ -15,7 +15,7 @@ from stages.core.errors import StageError
 from stages.core.files import atomic_write
 from stages.sources.dataset import REFETCH, FetchedFiles, ImageArray, LabelledImages, RawData
 
-MAX_LEVEL = 16  # of a pixel as published
+MAX_LEVEL, DIGIT_SHAPE = 16, (8, 8)  # the largest value of a pixel, and the images, as published
 SIDE, BOX_SIDE = 28, 20  # pixels of an MNIST image, and of the box that its digit fills
 IMAGES_FILE, LABELS_FILE = "images.npy", "labels.npy"
 
@@ -37,7 +37,7 @@ class EmbeddedDigits:
         """The digits are always available."""
 
     def read(self, folder: Path, source: dict[str, Any]) -> RawData:
-        images, labels = read_array(folder / IMAGES_FILE), read_array(folder / LABELS_FILE)
+        images, labels = read_array(folder / IMAGES_FILE, DIGIT_SHAPE), read_array(folder / LABELS_FILE, ())
         if len(images) != len(labels):
             raise StageError(
                 f"{folder}: {IMAGES_FILE} holds {len(images)} images, but {LABELS_FILE} {len(labels)} labels; {REFETCH}"
@@ -59,9 +59,11 @@ def center_digit(digit: ImageArray) -> ImageArray:
     return np.pad(box, ((top, SIDE - BOX_SIDE - top), (left, SIDE - BOX_SIDE - left)))
 
 
-def read_array(path: Path) -> NDArray[np.uint8]:
+def read_array(path: Path, item_shape: tuple[int, ...]) -> NDArray[np.uint8]:
     try:
         array: NDArray[np.uint8] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise StageError(f"{path}: not readable ({error}); {REFETCH}") from None
+    except Exception as error:  # of many types, for a damaged header
+        raise StageError(f"{path}: not readable ({' '.join(str(error).split())}); {REFETCH}") from None
+    if getattr(array, "dtype", None) != np.uint8 or array.shape[1:] != item_shape:
+        raise StageError(f"{path}: does not hold what download writes; {REFETCH}")
     return array

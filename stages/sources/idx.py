@@ -1,6 +1,7 @@
 """Gzipped IDX files, the format that MNIST is published in: read in blocks, and checked while they are read."""
 
 import gzip
+import math
 import struct
 import zlib
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from stages.core.errors import StageError
 from stages.sources.dataset import REFETCH
 
+MAX_RATIO = 1100  # of data to its gzipped size: DEFLATE cannot compress more
+
 
 def read_shape(path: Path, dimensions: int) -> tuple[int, ...]:
     """The shape in the header: (count,) of labels, (count, height, width) of images."""
@@ -23,7 +26,7 @@ def read_shape(path: Path, dimensions: int) -> tuple[int, ...]:
 def read_blocks(path: Path, dimensions: int, size: int = 1024) -> Iterator[NDArray[np.uint8]]:
     """The items, labels or images, `size` at a time: exactly as many as the header declares."""
     with open_idx(path, dimensions) as (file, (count, *item_shape)):
-        item_bytes = int(np.prod(item_shape))
+        item_bytes = math.prod(item_shape)
         for start in range(0, count, size):
             items = min(size, count - start)
             data = file.read(items * item_bytes)
@@ -45,7 +48,10 @@ def open_idx(path: Path, dimensions: int) -> Iterator[tuple[gzip.GzipFile, tuple
                 raise StageError(f"{path}: wrong magic number: {actual} where 0x{expected.hex()} should be; {REFETCH}")
             if len(sizes := file.read(4 * dimensions)) < 4 * dimensions:
                 raise StageError(f"{path}: truncated in its header; {REFETCH}")
-            yield file, struct.unpack(f">{dimensions}I", sizes)
+            shape = struct.unpack(f">{dimensions}I", sizes)
+            if math.prod(shape) > MAX_RATIO * path.stat().st_size:
+                raise StageError(f"{path}: its header declares {shape}, more than the file can hold; {REFETCH}")
+            yield file, shape
     except FileNotFoundError:
         raise StageError(f"{path}: missing; run `dvc repro download`") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:

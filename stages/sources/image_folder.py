@@ -40,7 +40,10 @@ class ImageFolder:
         echo(describe(survey, own_images))
 
     def read(self, folder: Path, source: dict[str, Any]) -> RawData:
-        names, classes = sorted(source["files"], key=scramble), source["classes"]
+        classes = source["classes"]
+        if any(not is_image_name(name, classes) for name in source["files"]):
+            raise StageError(f"{folder}: its list of files is not what download writes; {REFETCH}")
+        names = sorted(source["files"], key=scramble)
         if all(name.count("/") == 1 for name in names):
             return RawData(label_by_folder(folder, names, classes), None)
         train, test = ([name for name in names if name.startswith(f"{split}/")] for split in ("train", "test"))
@@ -165,6 +168,12 @@ def decode_image(path: Path, channels: int) -> ImageArray:
 
 def class_of(name: str) -> str:
     return name.split("/")[-2]
+
+
+def is_image_name(name: str, classes: list[str]) -> bool:
+    """Whether it is CLASS/FILE, or SPLIT/CLASS/FILE."""
+    parts = name.split("/")
+    return len(parts) in (2, 3) and not {"", ".", ".."} & {*parts} and parts[-2] in classes
 
 
 def scramble(name: str) -> bytes:

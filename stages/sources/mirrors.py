@@ -4,14 +4,16 @@ import hashlib
 import os
 import tempfile
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.error import HTTPError
 
 from tqdm import tqdm
@@ -22,6 +24,9 @@ from stages.core.files import atomic_write
 
 TIMEOUT = 4.0  # seconds to connect, and for each read
 BLOCK = 1 << 16  # bytes
+MAX_BYTES = 64_000_000  # of a file; the largest published one has 26 million
+# Bytes a second, on average, that a mirror delivers after the first seconds. With MAX_BYTES it limits a whole download.
+MIN_SPEED, SLOW_SECONDS = 20_000, 20.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ def download_files(files: Sequence[PublishedFile], mirrors: Sequence[str], folde
                 download_file(file, mirror, folder / file.name)
                 break
             except MirrorError as error:
-                failures.append(f"{mirror}: {error}")
+                failures.append(f"{hide_user(mirror)}: {error}")
                 echo(f"mirror {failures[-1]}")
                 if isinstance(error, MirrorUnreachableError):
                     reachable.remove(mirror)
@@ -73,7 +78,7 @@ def download_file(file: PublishedFile, mirror: str, target: Path) -> None:
             with open_mirror_file(mirror, file.name) as (stream, size):
                 copy_stream(stream, tmp, size, file.name)
         except (HTTPError, HTTPException, FileNotFoundError, ValueError) as error:  # ValueError: not a URL
-            raise MirrorError(f"{file.name}: {error}") from None
+            raise MirrorError(f"{file.name}: {' '.join(str(error).split())}") from None
         except OSError as error:
             raise MirrorUnreachableError(f"{file.name}: {getattr(error, 'reason', error)}") from None
         if file_md5(tmp) != file.md5:
@@ -82,8 +87,10 @@ def download_file(file: PublishedFile, mirror: str, target: Path) -> None:
 
 
 @contextmanager
-def open_mirror_file(mirror: str, name: str) -> Iterator[tuple[IO[bytes], int | None]]:
+def open_mirror_file(mirror: str, name: str) -> Iterator[tuple[BufferedIOBase, int | None]]:
     """The file as a stream, with its size in bytes where that is known."""
+    if hide_user(mirror) != mirror:
+        raise ValueError("a URL with a user name or password is not supported")
     if "://" not in mirror:
         path = Path(mirror).expanduser() / name
         with path.open("rb") as file:
@@ -92,6 +99,13 @@ def open_mirror_file(mirror: str, name: str) -> Iterator[tuple[IO[bytes], int | 
         with open_url(f"{mirror.rstrip('/')}/{name}") as response:
             length = response.headers.get("Content-Length")
             yield response, int(length) if length else None
+
+
+def hide_user(url: str) -> str:
+    """The URL without a user name and password, which belong in no log."""
+    scheme, separator, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
 
 
 def open_url(url: str) -> Any:
@@ -113,10 +127,16 @@ def open_url(url: str) -> Any:
     return response.result()
 
 
-def copy_stream(stream: IO[bytes], path: Path, size: int | None, name: str) -> None:
+def copy_stream(stream: BufferedIOBase, path: Path, size: int | None, name: str) -> None:
     progress = tqdm(total=size, desc=name, unit="B", unit_scale=True, leave=False, disable=None)
+    start, received = time.monotonic(), 0
     with progress, path.open("wb") as file:
-        while block := stream.read(BLOCK):
+        while block := stream.read1(BLOCK):  # returns what has arrived; read would wait for a whole block
+            received += len(block)
+            if received > MAX_BYTES:
+                raise MirrorError(f"{name}: sends more than {MAX_BYTES:,} bytes, and no published file is so large")
+            if received < MIN_SPEED * (time.monotonic() - start - SLOW_SECONDS):
+                raise MirrorUnreachableError(f"{name}: slower than {MIN_SPEED:,} bytes a second")
             try:
                 file.write(block)
                 file.flush()

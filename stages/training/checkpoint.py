@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -22,6 +21,8 @@ from stages.network.models import Classifier
 from stages.training.history import History
 from stages.training.optimizers import Optimizer
 from stages.training.trace import Trace
+
+DIGEST_BYTES = 32  # of SHA-256, at the start of the file
 
 
 @dataclass
@@ -68,7 +69,9 @@ class Checkpoint:
         with atomic_write(self.path) as tmp:
             buffer = io.BytesIO()  # torch.save to a file hides the reason of an error, such as a full disk
             torch.save(state_dict, buffer)
-            tmp.write_bytes(buffer.getbuffer())
+            with tmp.open("wb") as file:
+                file.write(hashlib.sha256(buffer.getbuffer()).digest())
+                file.write(buffer.getbuffer())
         self.last_save = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
@@ -78,9 +81,13 @@ class Checkpoint:
                 path.unlink()
         if not self.path.exists():
             return None
+        data = memoryview(self.path.read_bytes())
         try:
-            state_dict: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, UnpicklingError):
+            if hashlib.sha256(data[DIGEST_BYTES:]).digest() != data[:DIGEST_BYTES]:
+                raise ValueError("torch.load would take damaged tensors for whole ones")
+            file = io.BytesIO(data[DIGEST_BYTES:])
+            state_dict: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception:  # of many types, for what is no checkpoint
             echo(f"{self.path}: damaged; starting from the first step")
             return None
         return state_dict
