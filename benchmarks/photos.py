@@ -142,7 +142,7 @@ def train_resnet18(own: Path, way: str, seed: int, threads: int, seconds: float)
 
 def tutorial_rate(fraction: float) -> float:
     """Divided by ten every 7 of 25 epochs."""
-    return 0.001 * 0.1 ** (fraction * TUTORIAL_EPOCHS // TUTORIAL_STEP)
+    return float(0.001 * 0.1 ** (fraction * TUTORIAL_EPOCHS // TUTORIAL_STEP))
 
 
 def one_cycle_rate(fraction: float) -> float:
