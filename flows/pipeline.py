@@ -23,6 +23,7 @@ from flows.automation import check_attempts
 from flows.dvc.command import dvc_status, run_dvc
 from flows.dvc.dag import Dag, Stage, read_dag
 from flows.dvc.lock_file import (
+    LockEntry,
     check_lockfile,
     committed_lock_text,
     missing_entries,
@@ -32,6 +33,7 @@ from flows.dvc.lock_file import (
     sort_lockfile,
 )
 from flows.dvc.messages import command_exit_status, is_hint, repro_result
+from flows.dvc.objects import remove_broken_outs
 from flows.dvc.params_file import edit_params_text, flatten, parse_overrides, read_params, write_params
 from flows.errors import FlowError
 from flows.lineage import emit_assets
@@ -245,6 +247,9 @@ class PipelineRun:
         if not (self.force or reason == LOST_ENTRY):
             reason = explain_run(before, after) or reason
         state = stage_state(stage, result, reason)
+        if after and state.name == "Restored" and (broken := await self.remove_broken(name, after)):
+            log.warning(f"DVC's cache has other bytes than dvc.lock says of {', '.join(broken)}: removed, runs again")
+            state = stage_state(stage, await self.repro(stage, log), "the output in DVC's cache was damaged")
         if after and state.name in ("Ran", "Restored"):
             emit_assets(self.dag, stage, after)
         log.info(f"Ends: {state.name} after {self.seconds[name]:.1f} s")
@@ -265,6 +270,11 @@ class PipelineRun:
             log_file=self.log_dir / f"{stage.name.replace('/', '-')}.log",
             timeout=stage.options.timeout_seconds,
         )
+
+    async def remove_broken(self, name: str, entry: LockEntry) -> list[str]:
+        """Outs that a damaged disk has changed in DVC's cache, from where DVC takes them without a look."""
+        cache = (await run_dvc(["cache", "dir"], self.root)).lines[-1:]
+        return await asyncio.to_thread(remove_broken_outs, self.root, Path(*cache), {name: entry})
 
     def is_up_to_date(self, stage: Stage, upstream: Mapping[str, State[Any]]) -> bool:
         """Whether the plan has no reason to run it, and no upstream stage has run since."""

@@ -1,6 +1,5 @@
 """Checks of DVC: dvc.lock, the outputs, the objects in the cache, the remote, and the locks of DVC's commands."""
 
-import hashlib
 import json
 import os
 import shlex
@@ -13,11 +12,11 @@ from flows.doctor.findings import Finding, Project, SkipError, name_some
 from flows.doctor.inputs import has_conflict
 from flows.doctor.probe import hide_password, last_line, lock_holder, read_process, run
 from flows.dvc.messages import error_message, is_busy_error
+from flows.dvc.objects import list_objects, object_path, object_state
 from flows.errors import FlowError
 
 DVC_TIMEOUT, REMOTE_TIMEOUT = 20.0, 8.0  # seconds
 HASH_SECONDS = 3.0  # to hash objects for; the others are not looked at
-BLOCK = 1 << 20  # bytes
 RERUN = "dvc repro"
 
 
@@ -129,10 +128,6 @@ def cache_folder(project: Project) -> Path:
     return folder
 
 
-def object_path(cache: Path, digest: str) -> Path:
-    return cache / "files" / "md5" / digest[:2] / digest[2:]
-
-
 def check_cache(project: Project) -> Iterator[Finding]:
     if not (project.root / ".dvc").is_dir():
         yield Finding("error", "there is no .dvc: this is no DVC project", "git checkout -- .dvc, or dvc init")
@@ -181,34 +176,6 @@ def uncached_outs(project: Project) -> set[str]:
     outs = [out for stage in stages for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])]
     options = [pair for out in outs if isinstance(out, dict) for pair in out.items()]
     return {path for path, option in options if option and option.get("cache") is False}
-
-
-def list_objects(cache: Path, entries: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Of each object that dvc.lock names, and of each file in a folder: its hash, the path it is of, and the stage."""
-    for stage, entry in entries.items():
-        for out in entry.get("outs", []):
-            digest = out.get("md5", "")
-            if "md5" in out:
-                yield digest, out["path"], stage
-            if digest.endswith(".dir"):
-                try:
-                    files = json.loads(object_path(cache, digest).read_text(encoding="utf-8"))
-                    yield from ((file["md5"], f"{out['path']}/{file['relpath']}", stage) for file in files)
-                except (OSError, ValueError, KeyError, TypeError):
-                    continue  # absent or broken, as object_state says
-
-
-def object_state(file: Path, digest: str, deadline: float) -> str:
-    """intact, broken, absent, or unread if the time is over."""
-    if not file.exists():
-        return "absent"
-    md5 = hashlib.md5(usedforsecurity=False)
-    with file.open("rb") as content:
-        while block := content.read(BLOCK):
-            if time.monotonic() > deadline:
-                return "unread"
-            md5.update(block)
-    return "intact" if md5.hexdigest() == digest.removesuffix(".dir") else "broken"
 
 
 def check_remote(project: Project) -> Iterator[Finding]:

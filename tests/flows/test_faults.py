@@ -144,6 +144,26 @@ def test_a_signal_while_a_stage_prints_ends_the_run_cleanly(chain: Path, prefect
     assert last_run(prefect_api_url)["state_type"] == "CRASHED"
 
 
+def test_an_output_that_the_disk_has_changed_in_dvcs_cache_is_made_again(
+    toy_repository: Path, prefect_api_url: str
+) -> None:
+    run_dvc(toy_repository, "repro", "-q")
+    commit_all(toy_repository)
+    out = run_dvc(toy_repository, "ls", ".", "--dvc-only", "-R").stdout.split()[0]
+    content = (toy_repository / out).read_bytes()
+    (cached,) = [
+        path for path in (toy_repository / ".dvc/cache/files/md5").rglob("*/*") if path.read_bytes() == content
+    ]
+    cached.chmod(0o644)
+    cached.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    cached.chmod(0o444)  # DVC trusts what is read-only
+    (toy_repository / out).unlink()
+    result = run_flow_module(toy_repository, prefect_api_url=prefect_api_url)
+    assert f"other bytes than dvc.lock says of {out}: removed, runs again" in result.stdout + result.stderr
+    assert (toy_repository / out).read_bytes() == content == cached.read_bytes()
+    assert run_command(toy_repository, "git", "status", "--short").stdout == ""
+
+
 def test_two_runs_at_once_both_succeed_and_no_stage_runs_twice(toy_repository: Path, prefect_api_url: str) -> None:
     with pipeline_process(toy_repository, prefect_api_url) as process:
         result = run_flow_module(toy_repository, prefect_api_url=prefect_api_url)
