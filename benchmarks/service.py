@@ -126,7 +126,13 @@ def run_mlserver(environment: Path) -> AbstractContextManager[int]:
     port = free_port()
     model = environment / "model"
     model.mkdir(exist_ok=True)
-    settings = {"http_port": port, "grpc_port": free_port(), "metrics_port": free_port(), "parallel_workers": 0}
+    settings = {
+        "host": "127.0.0.1",
+        "http_port": port,
+        "grpc_port": free_port(),
+        "metrics_port": free_port(),
+        "parallel_workers": 0,
+    }
     (model / "settings.json").write_text(json.dumps({**settings, "debug": False}))
     (model / "model-settings.json").write_text(
         json.dumps({"name": "lockstep", "implementation": "with_mlserver.Digits"})
@@ -140,14 +146,18 @@ def run_mlserver(environment: Path) -> AbstractContextManager[int]:
 def run_server(command: list[str], port: int, ready: str, folder: Path, **environment: str) -> Iterator[int]:
     """A server in processes of its own, once it answers at the path."""
     environment = {**os.environ, **environment}
-    with subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
-    ) as process:
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+        ) as process,
+    ):
         try:
             end = time.monotonic() + 60
             while not answers(f"http://127.0.0.1:{port}{ready}"):
                 if process.poll() is not None or time.monotonic() > end:
-                    sys.exit(f"{' '.join(command[:3])} did not start; see its message above")
+                    log.seek(0)
+                    sys.exit(f"{' '.join(command[:3])} did not start: {log.read().decode()[-2000:]}")
                 time.sleep(0.2)
             yield port
         finally:
