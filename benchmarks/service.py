@@ -4,6 +4,7 @@ with --others beside LitServe and MLServer with the same ONNX file.
 python -m benchmarks.service
 """
 
+import http.client
 import io
 import json
 import os
@@ -12,8 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -154,7 +153,7 @@ def run_server(command: list[str], port: int, ready: str, folder: Path, **enviro
     ):
         try:
             end = time.monotonic() + 60
-            while not answers(f"http://127.0.0.1:{port}{ready}"):
+            while not answers(port, ready):
                 if process.poll() is not None or time.monotonic() > end:
                     log.seek(0)
                     sys.exit(f"{' '.join(command[:3])} did not start: {log.read().decode()[-2000:]}")
@@ -164,12 +163,15 @@ def run_server(command: list[str], port: int, ready: str, folder: Path, **enviro
             os.killpg(process.pid, 15)
 
 
-def answers(url: str) -> bool:
+def answers(port: int, path: str) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)  # urllib would ask a proxy
     try:
-        with urllib.request.urlopen(url, timeout=5) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
         return False
+    finally:
+        connection.close()
 
 
 def free_port() -> int:
