@@ -4,6 +4,7 @@ with --others beside LitServe and MLServer with the same ONNX file.
 python -m benchmarks.service
 """
 
+import http.client
 import io
 import json
 import os
@@ -12,8 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -126,7 +125,13 @@ def run_mlserver(environment: Path) -> AbstractContextManager[int]:
     port = free_port()
     model = environment / "model"
     model.mkdir(exist_ok=True)
-    settings = {"http_port": port, "grpc_port": free_port(), "metrics_port": free_port(), "parallel_workers": 0}
+    settings = {
+        "host": "127.0.0.1",
+        "http_port": port,
+        "grpc_port": free_port(),
+        "metrics_port": free_port(),
+        "parallel_workers": 0,
+    }
     (model / "settings.json").write_text(json.dumps({**settings, "debug": False}))
     (model / "model-settings.json").write_text(
         json.dumps({"name": "lockstep", "implementation": "with_mlserver.Digits"})
@@ -140,26 +145,33 @@ def run_mlserver(environment: Path) -> AbstractContextManager[int]:
 def run_server(command: list[str], port: int, ready: str, folder: Path, **environment: str) -> Iterator[int]:
     """A server in processes of its own, once it answers at the path."""
     environment = {**os.environ, **environment}
-    with subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
-    ) as process:
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+        ) as process,
+    ):
         try:
             end = time.monotonic() + 60
-            while not answers(f"http://127.0.0.1:{port}{ready}"):
+            while not answers(port, ready):
                 if process.poll() is not None or time.monotonic() > end:
-                    sys.exit(f"{' '.join(command[:3])} did not start; see its message above")
+                    log.seek(0)
+                    sys.exit(f"{' '.join(command[:3])} did not start: {log.read().decode()[-2000:]}")
                 time.sleep(0.2)
             yield port
         finally:
             os.killpg(process.pid, 15)
 
 
-def answers(url: str) -> bool:
+def answers(port: int, path: str) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)  # urllib would ask a proxy
     try:
-        with urllib.request.urlopen(url, timeout=5) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
         return False
+    finally:
+        connection.close()
 
 
 def free_port() -> int:

@@ -113,6 +113,17 @@ def test_the_costs_of_each_stage_and_of_ten_times_the_data_are_measured(finished
     assert re.search(r"An epoch of [\d,]+ images takes [\d.]+ times as long", result.stdout)
 
 
+@pytest.mark.skipif(not shutil.which("wrk"), reason="the client of this benchmark, wrk, is not installed")
+def test_the_service_is_measured_at_1_8_and_64_connections(finished_copy: Path) -> None:
+    command = ("-m", "benchmarks.service", "--seconds", "1", "--rounds", "1")
+    result = run_command(finished_copy, sys.executable, *command)
+    rows = [line.strip("| ").split(" | ")[:2] for line in result.stdout.splitlines()[4:]]
+    assert rows[0] == ["library, pixels, without HTTP", "1"]
+    names = ["pixels as JSON", "raw pixels", "V2 with binary data", "PNG of 140 x 140"]
+    services = [f"service, {name}" for name in names] + [f"service, 2 workers, {name}" for name in names[1::2]]
+    assert rows[1:] == [[name, connections] for name in services for connections in ("1", "8", "64")]
+
+
 def test_photos_is_compared_on_made_pictures_that_the_seed_alone_determines(tmp_path: Path) -> None:
     from benchmarks.made_images import SIZE, write_image_folder
 

@@ -12,7 +12,7 @@ from lockstep.classifier import Classifier, Outputs
 from lockstep.metadata import ModelMetadata
 from lockstep.preparation import Pixels
 from lockstep.service.asgi import Request, RequestError, Response, json_response
-from lockstep.service.request_body import check_count, load_json, parse_pixels
+from lockstep.service.request_body import check_count, load_json, may_hold_booleans, parse_pixels
 from lockstep.service.runner import ModelRunner
 from lockstep.service.settings import Settings
 
@@ -97,10 +97,13 @@ def parse_inference(header_length: bytes | None, body: bytes, metadata: ModelMet
         raise RequestError(400, 'the request must have one input, "image"')
     if not isinstance(request_id, str | None):
         raise RequestError(400, "the id of the request is not a string")
-    return Inference(parse_input(inputs[0], binary, metadata, settings), parse_outputs(content), request_id)
+    pixels = parse_input(inputs[0], binary, may_hold_booleans(header), metadata, settings)
+    return Inference(pixels, parse_outputs(content), request_id)
 
 
-def parse_input(tensor: dict[str, Any], binary: bytes, metadata: ModelMetadata, settings: Settings) -> Pixels:
+def parse_input(
+    tensor: dict[str, Any], binary: bytes, is_mixed: bool, metadata: ModelMetadata, settings: Settings
+) -> Pixels:
     shape, binary_size = tensor.get("shape"), read_parameters(tensor).get("binary_data_size")
     if tensor.get("name") != "image":
         raise RequestError(400, f'there is no input {tensor.get("name")!r:.80}, only "image"')
@@ -119,7 +122,8 @@ def parse_input(tensor: dict[str, Any], binary: bytes, metadata: ModelMetadata, 
         raise RequestError(400, "the input has neither data nor the parameter binary_data_size")
     else:
         is_nested = isinstance(tensor["data"], list) and isinstance(next(iter(tensor["data"]), None), list)
-        pixels = parse_pixels(tensor["data"], tuple(shape) if is_nested else (size,), "the data of the input")
+        sides = tuple(shape) if is_nested else (size,)
+        pixels = parse_pixels(tensor["data"], sides, "the data of the input", is_mixed)
     return np.frombuffer(pixels, np.uint8).reshape(shape)
 
 

@@ -113,10 +113,14 @@ def load_json(body: bytes, metadata: ModelMetadata, settings: Settings) -> Any:
         return orjson.loads(body)
     except ValueError:
         pass
-    try:  # slower, but takes NaN, so that the error can name the image that has it, and UTF-16
-        return json.loads(body)
+    try:  # slower, but takes NaN, so that the error can name the image that has it
+        return json.loads(body.decode())
     except (ValueError, RecursionError):
         raise RequestError(400, "the body is not JSON") from None
+
+
+def may_hold_booleans(body: bytes) -> bool:
+    return b"true" in body or b"false" in body
 
 
 def parse_json(body: bytes, metadata: ModelMetadata, settings: Settings) -> Pixels:
@@ -126,24 +130,37 @@ def parse_json(body: bytes, metadata: ModelMetadata, settings: Settings) -> Pixe
     images = content[FIELD]
     check_count(len(images), settings)
     shape = metadata.shape if metadata.channels > 1 else metadata.shape[1:]
-    pixels = b"".join([parse_pixels(image, shape, f"image {index}") for index, image in enumerate(images)])
+    is_mixed = may_hold_booleans(body)
+    pixels = b"".join([parse_pixels(image, shape, f"image {index}", is_mixed) for index, image in enumerate(images)])
     return np.frombuffer(pixels, np.uint8).reshape(-1, *metadata.shape)
 
 
-def parse_pixels(image: Any, shape: tuple[int, ...], name: str) -> bytes:
-    """Lists of integers, nested exactly as the shape says."""
+def parse_pixels(image: Any, shape: tuple[int, ...], name: str, is_mixed: bool) -> bytes:
+    """Lists of integers, nested exactly as the shape says.
+
+    Args:
+        is_mixed: whether there may be booleans, which bytes() takes for integers. To look at the type of each value
+            takes longer than all the rest.
+    """
     values = [image]
     for side in shape:
         for row in values:
             if not isinstance(row, list) or len(row) != side:
                 raise RequestError(422, f"{name} is not {' x '.join(map(str, shape))} nested lists of numbers")
         values = list(chain.from_iterable(values))
-    types = set(map(type, values))
-    if not types <= {int, float}:
-        raise RequestError(422, f"{name} contains values that are not numbers")
-    if float in types:  # the remainder of NaN and of infinity is NaN
-        values = [int(value) if value % 1 == 0 else -1 for value in values]
     try:
-        return bytes(values)
+        try:
+            return bytes(check_types(values, name) if is_mixed else values)
+        except TypeError:
+            return bytes(check_types(values, name))
     except (ValueError, OverflowError):
         raise RequestError(422, f"{name} has pixels that are not integers from 0 to 255") from None
+
+
+def check_types(values: list[Any], name: str) -> list[int]:
+    """Integers that are written as floats, such as 1.0, as integers; ValueError for other floats."""
+    if not set(map(type, values)) <= {int, float}:
+        raise RequestError(422, f"{name} contains values that are not numbers")
+    if any(value % 1 for value in values):  # the remainder of NaN and of infinity is NaN
+        raise ValueError
+    return list(map(int, values))

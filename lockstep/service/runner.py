@@ -103,6 +103,8 @@ class ModelRunner:
     def run(self, classifier: Classifier, pixels: Pixels) -> Outputs:
         started = time.perf_counter()
         outputs = classifier.run(pixels)
-        self.seconds_per_image = (time.perf_counter() - started) / len(pixels)
+        seconds = (time.perf_counter() - started) / len(pixels)
+        # One slow call, during which other processes had the core, does not send the next ones into threads.
+        self.seconds_per_image = min(seconds, 2 * self.seconds_per_image) if self.measured is classifier else seconds
         self.measured = classifier
         return outputs

@@ -30,6 +30,7 @@ def serve(app: Service, listener: socket.socket, max_connections: int) -> None:
         log_level="error",
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nothing asks for the client's address
         limit_concurrency=max_connections,
         timeout_graceful_shutdown=10,
     )

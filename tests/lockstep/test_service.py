@@ -133,6 +133,8 @@ ZEROS = np.zeros((28, 28), int).tolist()
         (json.dumps({"images": [[[256] * 28] * 28]}).encode(), "application/json", 422, "0 to 255"),
         (json.dumps({"images": [[[0.5] * 28] * 28]}).encode(), "application/json", 422, "0 to 255"),
         (json.dumps({"images": [[[True] * 28] * 28]}).encode(), "application/json", 422, "not numbers"),
+        (json.dumps({"images": [[["1"] * 28] * 28]}).encode(), "application/json", 422, "not numbers"),
+        (json.dumps({"images": [ZEROS]}).encode("utf-16"), "application/json", 400, "not JSON"),
         (json.dumps({"images": [[[float("nan")] * 28] * 28]}).encode(), "application/json", 422, "0 to 255"),
         (json.dumps({"images": [[[-(10**400)] * 28] * 28]}).encode(), "application/json", 422, "0 to 255"),
         (b'{"images": [' + b"{}," * 500_000 + b"{}]}", "application/json", 413, "JSON is larger than 64 images"),
