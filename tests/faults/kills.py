@@ -197,8 +197,13 @@ class Campaign:
             problems.append(f"dvc repro ended with {done.returncode}: {(done.stdout + done.stderr)[-500:]}")
         elif (self.project / "dvc.lock").read_bytes() != self.expected_lock:
             problems.append("another dvc.lock")
-        if left := [*left_files(self.project), *left_files(Path(self.env["TMPDIR"]))]:
+        if left := left_files(self.project):
             problems.append(f"left: {left}")
+        if any(Path(self.env["TMPDIR"]).iterdir()):  # of processes that train together, and of the flow's commands
+            is_clean = all(kill.signal != "SIGKILL" for kill in kills)
+            if is_clean:
+                problems.append(f"left in TMPDIR: {left_files(Path(self.env['TMPDIR']))}")
+            outcome = f"{outcome}; a folder left in TMPDIR, which nothing can remove after SIGKILL"
             self.empty_temporary_folder()
         if not problems:
             return outcome
