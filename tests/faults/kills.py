@@ -199,10 +199,9 @@ class Campaign:
             problems.append("another dvc.lock")
         if left := left_files(self.project):
             problems.append(f"left: {left}")
-        if any(Path(self.env["TMPDIR"]).iterdir()):  # of processes that train together, and of the flow's commands
-            is_clean = all(kill.signal != "SIGKILL" for kill in kills)
-            if is_clean:
-                problems.append(f"left in TMPDIR: {left_files(Path(self.env['TMPDIR']))}")
+        if left := left_files(Path(self.env["TMPDIR"])):  # of processes that train together, and of the flow's commands
+            if all(kill.signal != "SIGKILL" for kill in kills):
+                problems.append(f"left in TMPDIR: {left}")
             outcome = f"{outcome}; a folder left in TMPDIR, which nothing can remove after SIGKILL"
             self.empty_temporary_folder()
         if not problems:
