@@ -120,7 +120,7 @@ def read_section(section: type[Section], content: Any) -> Section:
             raise ValueError(f"its {name} is {value!r:.40}, not of type {getattr(kind, '__name__', kind)}")
         if name.endswith("sha256") and not re.fullmatch("[0-9a-f]{64}", value):
             raise ValueError(f"its {name} is {value!r:.40}, not 64 hexadecimal digits")
-        is_fraction = "accuracy" in name or "f1" in name
+        is_fraction = name.startswith(("accuracy", "macro_f1"))
         if kind is not str and not (0 <= value <= 1 if is_fraction else 0 <= value < math.inf):
             raise ValueError(f"its {name} is {value}")
     return section(**values)

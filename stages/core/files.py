@@ -16,13 +16,12 @@ from stages.core.errors import StageError
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path. The file or folder written there replaces `path` if the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f".{path.name}.partial")
-    remove_path(tmp)  # left by a killed run
+    tmp, previous = (path.with_name(f".{path.name}{end}") for end in (".partial", ".previous.partial"))
+    for left in (tmp, previous):  # by a killed run
+        remove_path(left)
     try:
         yield tmp
         if path.is_dir():  # a folder that is not empty cannot be replaced by a rename
-            previous = path.with_name(f".{path.name}.previous.partial")
-            remove_path(previous)
             path.rename(previous)
             tmp.rename(path)
             remove_path(previous)

@@ -100,7 +100,7 @@ def open_npy(path: Path, dimensions: int) -> NDArray[Any]:
     except FileNotFoundError:
         raise StageError(f"{path}: missing; {RERUN}") from None
     except Exception as error:  # of many types, for a damaged header
-        raise StageError(f"{path}: not a whole .npy file ({' '.join(str(error).split())}); {RERUN}") from None
+        raise StageError(f"{path}: not a whole .npy file ({' '.join(str(error).split()):.300}); {RERUN}") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu":
         raise StageError(f"{path}: not an array of integers; {RERUN}")
     if array.ndim != dimensions:

@@ -71,7 +71,7 @@ def read_weights(path: Path) -> tuple[Classifier, WeightsHeader]:
     except FileNotFoundError:
         raise StageError(f"{path}: missing; run `dvc repro train`") from None
     except (SafetensorError, OSError) as error:
-        reason = f"not a complete safetensors file ({error})"
+        reason = f"not a complete safetensors file ({error!s:.300})"
     except KeyError:
         reason = "was not written by the stage train"
     except pydantic.ValidationError as error:

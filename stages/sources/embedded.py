@@ -63,7 +63,7 @@ def read_array(path: Path, item_shape: tuple[int, ...]) -> NDArray[np.uint8]:
     try:
         array: NDArray[np.uint8] = np.load(path, allow_pickle=False)
     except Exception as error:  # of many types, for a damaged header
-        raise StageError(f"{path}: not readable ({' '.join(str(error).split())}); {REFETCH}") from None
+        raise StageError(f"{path}: not readable ({' '.join(str(error).split()):.300}); {REFETCH}") from None
     if getattr(array, "dtype", None) != np.uint8 or array.shape[1:] != item_shape:
         raise StageError(f"{path}: does not hold what download writes; {REFETCH}")
     return array

@@ -60,9 +60,10 @@ def test_a_folder_stays_as_it_was_when_the_block_fails(former: bool, tmp_path: P
     assert list(tmp_path.iterdir()) == ([path] if former else [])
 
 
+@pytest.mark.parametrize("name", [".out.partial", ".out.previous.partial"])
 @pytest.mark.parametrize("folder", [True, False])
-def test_what_a_killed_run_left_is_removed(folder: bool, tmp_path: Path) -> None:
-    left = tmp_path / ".out.partial"
+def test_what_a_killed_run_left_is_removed(folder: bool, name: str, tmp_path: Path) -> None:
+    left = tmp_path / name
     if folder:
         left.mkdir()
         (left / "old").touch()

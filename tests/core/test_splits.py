@@ -60,7 +60,7 @@ def truncate(path: Path) -> None:
         (Path.unlink, "missing; run `dvc repro preprocess`"),
         (truncate, "not a whole .npy file"),
         (lambda path: path.write_bytes(b""), "not a whole .npy file"),
-        (lambda path: np.save(path, np.zeros((100, 2))), "has 2 dimensions where 4 should be"),
+        (lambda path: np.save(path, np.zeros((100, 2), np.uint8)), "has 2 dimensions where 4 should be"),
     ],
 )
 def test_a_damaged_file_is_named(change: object, message: str, tmp_path: Path) -> None:
