@@ -45,7 +45,7 @@ async def parse_images(
     else:
         raise RequestError(
             415,
-            f"content type {content_type or 'missing'}; supported: image/*, application/octet-stream, "
+            f"content type {repr(content_type)[:80] if content_type else 'missing'}; supported: image/*, application/octet-stream, "
             f"multipart/form-data, application/json, {RAW_PIXELS}",
         )
     check_count(len(images), settings)
