@@ -100,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
         return 2
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("lockstep").setLevel(logging.INFO)
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it warns of each form that is damaged
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again after it has shut down
     is_worker = args.listener is not None
     if is_worker:

@@ -102,8 +102,9 @@ async def parse_form(request: Request, body: bytes, settings: Settings) -> list[
 
 
 def clean_file_name(name: str | None) -> str | None:
-    """On one line, and without characters that UTF-8 cannot encode."""
-    return " ".join((name or "").encode("utf-8", "replace").decode().split()) or None
+    """On one line, and without characters that UTF-8 cannot encode or nobody can read."""
+    text = (name or "").encode("utf-8", "replace").decode()
+    return " ".join("".join(one if one.isprintable() else " " for one in text).split()) or None
 
 
 def load_json(body: bytes, metadata: ModelMetadata, settings: Settings) -> Any:

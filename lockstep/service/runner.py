@@ -88,7 +88,7 @@ class ModelRunner:
             try:
                 prepared.append(await loop.run_in_executor(self.executor, classifier.prepare, file.content))
             except ImageError as error:
-                name = f" ({file.name})" if file.name else ""
+                name = f" ({file.name:.200})" if file.name else ""
                 raise RequestError(422, f"image {index}{name}: {error}") from None
         return np.stack(prepared)
 

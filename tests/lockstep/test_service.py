@@ -121,7 +121,7 @@ ZEROS = np.zeros((28, 28), int).tolist()
         (png_bytes(Image.new("1", (10_000, 10_000))), "image/png", 422, "more than 50,000,000"),
         (tiff_bytes(np.full((30, 30), np.nan, np.float32)), "image/tiff", 422, "not all within 0..1, black to white"),
         (tiff_bytes(np.full((30, 30), 70_000, np.int32)), "image/tiff", 422, "not all within 0..65535, black to white"),
-        (b"x", "text/plain", 415, "content type text/plain"),
+        (b"x", "text/plain", 415, "content type 'text/plain'"),
         (b"a=1", "application/x-www-form-urlencoded", 415, "content type"),
         (b"{", "application/json", 400, "not JSON"),
         (b"[" * 100_000, "application/json", 400, "not JSON"),
