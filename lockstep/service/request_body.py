@@ -45,8 +45,8 @@ async def parse_images(
     else:
         raise RequestError(
             415,
-            f"content type {repr(content_type)[:80] if content_type else 'missing'}; supported: image/*, application/octet-stream, "
-            f"multipart/form-data, application/json, {RAW_PIXELS}",
+            f"content type {repr(content_type)[:80] if content_type else 'missing'}; supported: image/*, "
+            f"application/octet-stream, multipart/form-data, application/json, {RAW_PIXELS}",
         )
     check_count(len(images), settings)
     return images
