@@ -59,7 +59,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     names = [check.name for check in CHECKS]
     parser.add_argument("checks", nargs="*", metavar="CHECK", help=f"all if none is named: {', '.join(names)}")
     parser.add_argument("--json", action="store_true", help="print a list of {check, status, message, fix}")
-    parser.add_argument("--min-free", type=float, default=1.0, metavar="GB", help="of each disk; default: %(default)s")
+    parser.add_argument(
+        "--min-free", type=gigabytes, default=1.0, metavar="GB", help="of each disk; default: %(default)s"
+    )
     parser.add_argument("--port", type=int, default=8000, help="of make serve; default: %(default)s")
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.checks if name not in names]:
@@ -67,6 +69,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if not 0 < options.port < 65536:
         parser.error(f"--port: not a port: {options.port}")
     return options
+
+
+def gigabytes(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of gigabytes")
+    return number
 
 
 def format_finding(name: str, finding: Finding) -> str:

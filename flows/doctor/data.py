@@ -24,6 +24,9 @@ def check_lockfile(project: Project) -> Iterator[Finding]:
     from flows.dvc.lock_file import committed_lock_text, describe_truncation, read_lock_text
 
     file = project.root / "dvc.lock"
+    if not file.exists() and committed_lock_text(project.root).entries:
+        yield Finding("warning", "deleted, but in the last commit: all stages will run", "git checkout -- dvc.lock")
+        return
     if not file.exists():
         yield Finding("ok", "there is none yet: nothing has run")
         return
@@ -203,9 +206,14 @@ def list_remote(project: Project, name: str, url: str) -> Finding:
     result = run(["dvc", "list-url", "--level", "0", f"remote://{name}"], project.root, REMOTE_TIMEOUT)
     if not result.returncode and not result.timed_out:
         return Finding("ok", f"{name} answers: {hide_password(url)}")
-    reason = f"no answer within {REMOTE_TIMEOUT:.0f} s" if result.timed_out else last_line(result)
+    errors = " ".join(error_message(result.lines).split()) or last_line(result)
+    reason = f"no answer within {REMOTE_TIMEOUT:.0f} s" if result.timed_out else errors
     is_folder = "://" not in url
-    fix = f"mkdir -p '{url}', or mount it" if is_folder else f"network or credentials? dvc list-url remote://{name}"
+    fix = (
+        f"mkdir -p '{url}', or mount it"
+        if is_folder
+        else f"mend the network or the credentials until `dvc list-url remote://{name}` answers"
+    )
     return Finding("error", f"{name}, {hide_password(url)}: {hide_password(reason)}", fix)
 
 

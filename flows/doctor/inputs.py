@@ -21,6 +21,7 @@ UNFINISHED = {
     "rebase-apply": "rebase",
 }
 DATASET = "download.dataset"
+SOURCES = ("stages", "flows", "lockstep")
 NO_REPOSITORY = "git init && git add -A && git commit -m start, or without git: dvc config core.no_scm true"
 CORRECT = "correct it in params.yaml; git diff params.yaml shows what you changed"
 
@@ -60,6 +61,10 @@ def find_git_problems(project: Project, folder: Path) -> Iterator[Finding]:
     elif operation:
         fix = "git commit" if operation == "merge" else f"git {operation} --continue"
         yield Finding("warning", f"an unfinished {operation}", f"{fix}, or git {operation} --abort")
+    deleted = run(["git", "ls-files", "--deleted", "--", *SOURCES], root, GIT_TIMEOUT)
+    if deleted.lines and not deleted.returncode:
+        message = f"deleted, but in the last commit: {name_some(deleted.lines)}"
+        yield Finding("error", message, f"git checkout -- {shlex.join(deleted.lines[:5])}")
     lock = folder / "index.lock"
     if lock.exists() and not file_holders(lock):
         yield Finding(
@@ -116,9 +121,12 @@ def check_dataset(project: Project) -> Iterator[Finding]:
     dag, name = project.dag(), project.params().get(DATASET)
     if "download" not in dag.stages or not name:
         raise SkipError("the pipeline has no stage download")
+    if any("download" in line for line in machine_facts(project).get("params_errors", [])):
+        raise SkipError("the section download is not valid: see params")
     stage = dag.stages["download"]
     result = run([*shlex.split(stage.command), "--check"], project.root, MIRROR_TIMEOUT)
-    away = "LOCKSTEP_MIRROR=/folder/or/url make run, or the embedded digits: make run DATASET=digits"
+    unset = "unset LOCKSTEP_MIRROR, or " if "LOCKSTEP_MIRROR" in os.environ else ""
+    away = f"{unset}LOCKSTEP_MIRROR=/folder/or/url make run, or the embedded digits: make run DATASET=digits"
     mirror = os.environ.get("LOCKSTEP_MIRROR", "")
     if result.timed_out:
         yield Finding("error", f"{name}: no mirror delivers within {MIRROR_TIMEOUT:.0f} s", away)
@@ -128,6 +136,8 @@ def check_dataset(project: Project) -> Iterator[Finding]:
         yield Finding(
             "error", f"{name}: {reason}", away if is_away else "see docs/own-images.md, or make run DATASET=mnist"
         )
+    elif unreadable := [line.strip() for line in result.lines if line.strip().startswith("unreadable")]:
+        yield Finding("error", f"{name}: {' '.join(unreadable[0].split())}", "replace or remove these files")
     elif mirror and (failed := [line for line in result.lines if line.startswith(f"mirror {mirror}")]):
         yield Finding("warning", f"LOCKSTEP_MIRROR: {failed[0]}", "correct it, or unset LOCKSTEP_MIRROR")
     else:

@@ -84,7 +84,9 @@ def check_prefect(project: Project) -> Iterator[Finding]:
         key = f"set PREFECT_API_KEY, or {unset}"
         path = f"let PREFECT_API_URL end with /api, or {unset}"
         yield Finding("error", f"{url}: {error}", key if error.code in (401, 403) else path)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
+        yield Finding("error", f"PREFECT_API_URL: {url}: {error}", f"set it to http://HOST:PORT/api, or {unset}")
+    except OSError as error:
         reason = getattr(error, "reason", error)
         yield Finding("error", f"no Prefect server answers at {url}: {reason}", f"prefect server start, or {unset}")
     else:

@@ -111,6 +111,8 @@ def expand(root: Path, text: str, params: str) -> str:
 def parse_dag(text: str) -> Dag:
     try:
         content = YAML(typ="safe", pure=True).load(text)
+        if not isinstance(content, Mapping) or "stages" not in content:
+            raise TypeError("there is no section `stages`")
         entries: dict[str, dict[str, Any]] = content["stages"]
         if not all(isinstance(name, str) for name in entries):
             raise TypeError("the name of a stage is not a text")

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import psutil
 import pytest
 from conftest import ROOT
+from PIL import Image
 from repositories import command_environment, commit_all, create_project, run_command, run_dvc
 from toys import free_port, prefect_server, wait_until
 
@@ -168,6 +169,14 @@ def start_merge(project: Path) -> None:
     run_command(project, "git", "merge", "-q", "other", status=None)
 
 
+def put_broken_images(project: Path) -> None:
+    set_value("download.dataset", "own")(project)
+    for name in ("cat", "dog"):
+        (project / "data" / "own" / name).mkdir(parents=True)
+        Image.new("L", (28, 28)).save(project / "data" / "own" / name / "1.png")
+    (project / "data" / "own" / "cat" / "2.png").write_text("no image")
+
+
 def use_missing_remote(project: Path) -> None:
     run_dvc(project, "remote", "add", "-q", "--default", "storage", str(project.parent / "storage"))
 
@@ -208,6 +217,19 @@ FAULTS = {
     ),
     "empty dvc.lock": Fault("dvc.lock", "error", "git checkout -- dvc.lock", "is empty", truncate("dvc.lock", 0)),
     "cut dvc.lock": Fault("dvc.lock", "error", "git checkout -- dvc.lock", "ends in", truncate("dvc.lock", 700)),
+    "deleted dvc.lock": Fault(
+        "dvc.lock", "warning", "git checkout -- dvc.lock", "deleted", lambda project: (project / "dvc.lock").unlink()
+    ),
+    "deleted source file": Fault(
+        "git",
+        "error",
+        "git checkout -- stages/train.py",
+        "deleted, but in the last commit: stages/train.py",
+        lambda project: (project / "stages" / "train.py").unlink(),
+    ),
+    "own image that is none": Fault(
+        "data-set", "error", "replace or remove", "unreadable 1", put_broken_images, (), False
+    ),
     "conflict in params.yaml": Fault(
         "params", "error", "git add", "conflict markers", put_conflict("params.yaml"), is_mended=False
     ),
@@ -293,6 +315,15 @@ FAULTS = {
         (),
         False,
     ),
+    "Prefect's address that is none": Fault(
+        "prefect",
+        "error",
+        "http://HOST:PORT/api",
+        "unknown url type",
+        lambda _: {"PREFECT_API_URL": "foo"},
+        (),
+        False,
+    ),
     "damaged database": Fault("database", "error", "mv ", "not a database", damage_database),
     "model that was changed": Fault(
         "model", "error", "dvc ", "not proven", truncate("data/model/model.onnx", 99), (), False
@@ -316,6 +347,14 @@ def test_a_fault_is_found_and_its_fix_mends_it(patient: Path, name: str) -> None
         assert done.returncode == 0, done.stderr
         _, findings = examine(patient, fault.check, *fault.arguments, **variables)
         assert {finding["status"] for finding in findings} == {"ok"}, findings
+
+
+@pytest.mark.parametrize("number", ["-1", "nan", "much"])
+def test_a_disk_that_cannot_be_so_full_is_a_wrong_argument(number: str) -> None:
+    command = [sys.executable, "-m", "flows.doctor", "--min-free", number, "git"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert f"{number} is not a number of gigabytes" in result.stderr
 
 
 def test_faults_of_params_and_the_shell_are_each_found_in_one_run(patient: Path) -> None:
