@@ -42,8 +42,9 @@ class ProofFiles:
             raise LockstepError("statements of rebuilds need both: how many (--rebuilt), and whose (--rebuilder-key)")
 
     @classmethod
-    def beside_model(cls, model: Path, key: str | Path | None = None) -> "ProofFiles":
-        return cls(model.parent / "golden.json", model.parent / "certificate.json", key)
+    def beside_model(cls, model: str | Path, key: str | Path | None = None) -> "ProofFiles":
+        folder = Path(model).parent
+        return cls(folder / "golden.json", folder / "certificate.json", key)
 
     @property
     def paths(self) -> list[Path]:

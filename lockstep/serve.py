@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--port", type=port, default=8000, help="0 chooses a free one; default: %(default)s")
     add(
         "--allow-host",
-        type=host,
+        type=host_name,
         action="append",
         default=[],
         metavar="NAME",
@@ -72,6 +72,13 @@ def host(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("is empty; 127.0.0.1 is this machine, 0.0.0.0 every network")
     return text.strip()
+
+
+def host_name(text: str) -> str:
+    name = host(text)
+    if "/" in name or name == "null":
+        raise argparse.ArgumentTypeError(f"{name:.80} is not the name of a host, such as digits.example")
+    return name
 
 
 def port(text: str) -> int:

@@ -25,7 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     try:
-        classifier = Classifier(args.model, verify=proof_files_from_arguments(args))
+        proof_files = proof_files_from_arguments(args)
+    except LockstepError as error:
+        print(error, file=sys.stderr)
+        return 2
+    try:
+        classifier = Classifier(args.model, verify=proof_files)
     except LockstepError as error:
         if args.json:
             print(json.dumps({"proven": False, "reason": str(error)}))

@@ -67,6 +67,8 @@ class Request:
 
     async def read_body(self, max_bytes: int, seconds: float, reserve: Callable[[int], None]) -> bytes:
         """A body that is too large is read and discarded: a client that is cut off would not see the answer."""
+        if (encoding := self.header(b"content-encoding").strip().lower()) not in ("", "identity"):
+            raise RequestError(415, f"content encoding {encoding!r:.40}: send the body as it is")
         length = self.headers.get(b"content-length", b"")
         is_too_large = length.isdigit() and int(length) > max_bytes
         body, has_more = bytearray(), True

@@ -68,6 +68,7 @@ class Worker:
 
 def run_workers(count: int, words: Sequence[str], listener: socket.socket) -> int:
     """Until Ctrl-C or SIGTERM; the exit status."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts in the background ignore it
     with tempfile.TemporaryDirectory(prefix="lockstep-metrics-") as folder:
         workers = [Worker(words, listener, folder) for _ in range(count)]
         try:

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import gzip
 import http.client
 import io
 import json
@@ -228,9 +229,17 @@ def test_requests_of_other_sites_are_refused_on_loopback(
         response = service.request(path, test_set[0][0].tobytes(), RAW_PIXELS, method, headers)
         assert (response.status == 403) == (status == 403)
         if status == 403:
-            assert "--allow-host" in response.json["error"]
+            assert ("--allow-host" in response.json["error"]) == (headers.get("origin") != "null")
             assert "\n" not in response.json["error"]
     assert service.request("/model", headers={"origin": f"http://{EVIL}"}).status == 200  # no page can read it
+    assert service.request("/readyz", headers={"host": "10.0.0.7:8000"}).status == 200  # a probe
+
+
+def test_a_compressed_body_is_refused(service: Service, test_set: Tested) -> None:
+    response = service.request(
+        "/predict", gzip.compress(test_set[0][0].tobytes()), RAW_PIXELS, headers={"content-encoding": "gzip"}
+    )
+    assert (response.status, response.json["error"]) == (415, "content encoding 'gzip': send the body as it is")
 
 
 def test_hosts_can_be_allowed(stage_outputs: Path, test_set: Tested, tmp_path: Path) -> None:
@@ -401,9 +410,11 @@ NUMBERS = ("--workers", "--threads", "--max-concurrent-images", "--max-connectio
 
 @pytest.mark.parametrize("flag", [*NUMBERS, "--port", "--host", "--allow-host"])
 def test_a_setting_that_is_out_of_range_is_one_line(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for value in {"--port": ("-1", "65536", "nan", "1.5", ""), "--host": ("", " "), "--allow-host": ("",)}.get(
-        flag, ("-1", "0", "nan", "inf", "-inf", "1e400", "x", "")
-    ):
+    for value in {
+        "--port": ("-1", "65536", "nan", "1.5", ""),
+        "--host": ("", " "),
+        "--allow-host": ("", "null", "https://x/"),
+    }.get(flag, ("-1", "0", "nan", "inf", "-inf", "1e400", "x", "")):
         with pytest.raises(SystemExit) as ended:
             main(["serve", f"{flag}={value}"])
         output = capsys.readouterr()

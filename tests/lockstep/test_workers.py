@@ -99,6 +99,17 @@ def test_all_end_with_the_first_process(workers: Service, number: int) -> None:
     assert "Traceback" not in workers.log.read_text()
 
 
+def test_an_interrupt_ends_it_also_if_it_was_started_ignoring_that(stage_outputs: Path, tmp_path: Path) -> None:
+    """As a shell starts what a script runs in the background."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with run_service(tmp_path, stage_outputs / "model.onnx", "--workers", "2") as service:
+            service.process.send_signal(signal.SIGINT)
+            assert service.process.wait(20) == 0
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 def test_an_error_at_the_start_is_one_line(tmp_path: Path) -> None:
     from test_service import run_serve
 
