@@ -94,7 +94,7 @@ def test_a_requirement_is_never_dropped_in_silence(
 ) -> None:
     key = str(keys[0][1])
     for words in (["--rebuilder-key", key], ["--rebuilt", "1"]):
-        assert main(["verify", str(model_copy), *words]) == 1
+        assert main(["verify", str(model_copy), *words]) == 2
         assert "need both: how many (--rebuilt), and whose" in capsys.readouterr().err
     image = model_copy.with_name("none.png")
     for command in (["predict", str(image)], ["serve"]):
