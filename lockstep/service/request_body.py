@@ -89,13 +89,13 @@ async def parse_form(request: Request, body: bytes, settings: Settings) -> list[
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
             check_count(settings.max_images + 1, settings)
-        raise RequestError(400, f"not a valid form: {error.message}") from None
+        raise RequestError(400, f"not a valid form: {error.message:.200}") from None
     except Exception:  # the parser raises errors of many types for broken bytes
         raise RequestError(400, "not a valid form") from None
     images = []
     for name, file in form.multi_items():
         if name != FIELD or not isinstance(file, UploadFile):
-            raise RequestError(422, f"the form has a part {name!r} that is not a file named {FIELD!r}")
+            raise RequestError(422, f"the form has a part {name!r:.80} that is not a file named {FIELD!r}")
         images.append(ImageFile(clean_file_name(file.filename), await file.read()))
         await file.close()
     return images
