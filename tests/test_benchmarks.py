@@ -141,5 +141,9 @@ def test_photos_is_compared_on_made_pictures_that_the_seed_alone_determines(tmp_
     size = ["--train", "12", "--test", "2", "--only", "signs"]
     done = run_command(ROOT, sys.executable, "-m", "benchmarks.photos", *size, *short)
     rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| signs")]
-    same, twice = "torchvision's ResNet-18, the same time", "torchvision's ResNet-18, twice the time"
-    assert [row[1] for row in rows] == ["the default", "`photos`", same, twice]
+    rivals = ("as its tutorial, the same time", "as its tutorial, twice the time", "AdamW, twice the time")
+    assert [row[1] for row in rows] == [
+        "the default",
+        "`photos`",
+        *(f"torchvision's ResNet-18, {way}" for way in rivals),
+    ]

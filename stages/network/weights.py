@@ -78,7 +78,7 @@ def read_weights(path: Path) -> tuple[Classifier, WeightsHeader]:
         detail = error.errors()[0]
         key, message = ".".join(map(str, detail["loc"])), detail["msg"].removeprefix("Value error, ")
         reason = f"invalid {key} {detail['input']!r:.80} in its header: {message}"
-    except RuntimeError:
+    except (RuntimeError, TypeError):  # TypeError: a size that is no 64-bit number
         reason = f"its tensors do not match the architecture {header.architecture!r} of its header"
     raise StageError(f"{path}: {reason}; run `dvc repro -f train`")
 
