@@ -65,6 +65,7 @@ CASES: list[tuple[str, str, Any]] = [
     ("dag", "a stage that is a number", b"stages: {1: {cmd: x}}"),
     ("dag", "a line break in a name", b'stages: {"a\\nb": {cmd: x, meta: {prefect: {retries: x}}}}'),
     ("lock_file", "a damaged number", b"stages:\n  a:\n    cmd: !!int x\n"),
+    ("lock_file", "another version of YAML", b"stages:\n  a:\n%YAML 9.9\n    cmd: x\n"),
     ("metadata", "a side that is a text", {**METADATA, "input": '{"shape": ["batch", 1, "x", 28]}'}),
     ("metadata", "deep nesting", {**METADATA, "classes": DEEP.decode()}),
     ("metadata", "classes that are one text", {**METADATA, "classes": '"01"'}),
