@@ -21,15 +21,15 @@ class WeightsHeader(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     architecture: ModelName
-    width: int
-    size: int
-    channels: int
+    width: int = pydantic.Field(ge=1, le=4096)
+    size: int = pydantic.Field(ge=1, le=4096)
+    channels: int = pydantic.Field(ge=1, le=4)
     classes: list[str]
     dataset: str
     origin: str
     preparation: Literal["mnist", "resize"]
     params: dict[str, Any]  # the section `train` of the params file, without params that do nothing
-    depth: int | None = None  # left out of the file for networks without one, which ignore it
+    depth: int | None = pydantic.Field(None, ge=1, le=64)  # left out of the file for networks without one, which ignore it
 
     @staticmethod
     def of(
@@ -71,14 +71,14 @@ def read_weights(path: Path) -> tuple[Classifier, WeightsHeader]:
     except FileNotFoundError:
         raise StageError(f"{path}: missing; run `dvc repro train`") from None
     except (SafetensorError, OSError) as error:
-        reason = f"not a complete safetensors file ({error!s:.300})"
+        reason = f"not a complete safetensors file ({' '.join(str(error).split()):.300})"
     except KeyError:
         reason = "was not written by the stage train"
     except pydantic.ValidationError as error:
         detail = error.errors()[0]
         key, message = ".".join(map(str, detail["loc"])), detail["msg"].removeprefix("Value error, ")
         reason = f"invalid {key} {detail['input']!r:.80} in its header: {message}"
-    except (RuntimeError, TypeError):  # TypeError: a size that is no 64-bit number
+    except RuntimeError:
         reason = f"its tensors do not match the architecture {header.architecture!r} of its header"
     raise StageError(f"{path}: {reason}; run `dvc repro -f train`")
 
