@@ -29,7 +29,9 @@ class WeightsHeader(pydantic.BaseModel):
     origin: str
     preparation: Literal["mnist", "resize"]
     params: dict[str, Any]  # the section `train` of the params file, without params that do nothing
-    depth: int | None = pydantic.Field(None, ge=1, le=64)  # left out of the file for networks without one, which ignore it
+    depth: int | None = pydantic.Field(
+        None, ge=1, le=64
+    )  # left out of the file for networks without one, which ignore it
 
     @staticmethod
     def of(
