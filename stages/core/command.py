@@ -16,6 +16,7 @@ from stages.core.source import changed_source
 
 RESTORE_HINT = "If DVC removed this stage's previous outputs, `dvc checkout` and `git checkout` restore them."
 SHELLS = ("sh", "bash", "dash", "zsh")
+LAUNCHER = "LOCKSTEP_LAUNCHER"  # the process that has started this one to train together with others
 
 
 def run_stage(stage: Callable[..., None]) -> NoReturn:
@@ -66,6 +67,8 @@ def end_when_orphaned(is_run_by_dvc: bool, interval: float = 0.2) -> None:
     # A stage has DVC's process group. If its parent has another one, DVC was killed before this line, and the parent is
     # the process that adopts orphans.
     if is_run_by_dvc and not all(map(is_in_process_group, starters)):
+        exit_orphaned()
+    if os.environ.get(LAUNCHER, str(os.getppid())) != str(os.getppid()):  # it was killed before this line
         exit_orphaned()
 
     def watch() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from stages.core.command import LAUNCHER
 from stages.core.errors import StageError
 
 DECISION_INTERVAL = 16  # steps between two decisions of rank 0: all processes wait for its answer, about 2 ms
@@ -94,6 +95,7 @@ def launch_workers(module: str, arguments: dict[str, Any], processes: int) -> No
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(log_dir, redirects=dict.fromkeys(range(1, processes), Std.ALL)),
         )
+        os.environ[LAUNCHER] = str(os.getpid())  # its workers inherit it
         try:
             elastic_launch(config, sys.executable)("-m", module, *flags)
         except ChildFailedError as error:
