@@ -228,3 +228,12 @@ def test_a_parent_that_has_ended_ends_the_stage(
     command.end_when_orphaned(False, 0.01)
     assert statuses.get(timeout=10) == 1
     assert "is gone" in capsys.readouterr().err
+
+
+def test_a_training_process_whose_launcher_is_gone_ends_at_once() -> None:
+    """The launcher was killed while the process started, so that PID 1, or a reaper, has adopted it."""
+    variables = {**os.environ, "RANK": "0", "WORLD_SIZE": "2", command.LAUNCHER: "1"}
+    words = [sys.executable, "-m", "stages.train", "--help"]
+    done = subprocess.run(words, cwd=ROOT, env=variables, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert "is gone: the stage ends too" in done.stderr
