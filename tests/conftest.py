@@ -178,6 +178,18 @@ def prefect_api_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
+@pytest.fixture(scope="module")
+def template_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy after its first `dvc repro`, committed. Copy it; do not change it."""
+    from repositories import commit_all, run_dvc
+    from toys import create_toy_repository
+
+    folder = create_toy_repository(tmp_path_factory.mktemp("ran") / "toy")
+    run_dvc(folder, "repro")
+    commit_all(folder)
+    return folder
+
+
 @pytest.fixture
 def toy_repository(tmp_path: Path) -> Path:
     """A repository with a small pipeline, in a folder with a space in its name."""

@@ -10,17 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from repositories import command_environment, commit_all, run_dvc
-from toys import create_toy_repository, read_trace
-
-
-@pytest.fixture(scope="module")
-def template_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A toy after its first `dvc repro`. Copy it; do not change it."""
-    folder = create_toy_repository(tmp_path_factory.mktemp("ran") / "toy")
-    run_dvc(folder, "repro")
-    commit_all(folder)
-    return folder
+from repositories import command_environment
+from toys import read_trace
 
 
 @pytest.fixture

@@ -7,20 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from repositories import CompletedCommand, commit_all, run_command, run_dvc
-from toys import create_toy_repository, read_trace
+from repositories import CompletedCommand, run_command
+from toys import read_trace
 
 ANSWER = "Nothing had to run, so no Prefect server was started."
 STAGES = ("make", "left", "right", "join")
-
-
-@pytest.fixture(scope="module")
-def template_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A toy after its first `dvc repro`, committed. Copy it; do not change it."""
-    folder = create_toy_repository(tmp_path_factory.mktemp("ran") / "toy")
-    run_dvc(folder, "repro")
-    commit_all(folder)
-    return folder
 
 
 @pytest.fixture
