@@ -16,10 +16,14 @@ CompletedCommand = subprocess.CompletedProcess[str]
 
 
 def command_environment() -> dict[str, str]:
-    """As `make` sets it: this Python first on PATH. And no network: the proxy refuses every connection."""
+    """As `make` sets it: this Python first on PATH. And no network: the proxy refuses every connection.
+
+    A `make` below this one does not take itself for a part of `make test`: it would print the folders it enters.
+    """
     proxy = "http://127.0.0.1:9"
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return {**os.environ, "PATH": path, "http_proxy": proxy, "https_proxy": proxy, "no_proxy": ""}
+    inherited = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    return {**inherited, "PATH": path, "http_proxy": proxy, "https_proxy": proxy, "no_proxy": ""}
 
 
 def run_command(folder: Path, *command: str, status: int | None = 0) -> CompletedCommand:
