@@ -11,7 +11,7 @@ from lockstep.errors import LockstepError
 from lockstep.metadata import ModelMetadata
 
 FORMAT = 1
-HINT = "copy it again, or run `dvc repro -f validate_parity`"
+REPLACE_FILES = "copy all files of the model again, or run `dvc repro` in a clone of the pipeline to make them"
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,11 @@ def read_certificate(data: bytes, name: str) -> Certificate:
         # Other white space and repeated keys are changes too, and the hash of the content does not show them.
         unchanged = hash_content(content) == hashes.sha256 and data == serialize_certificate(content)
     except KeyError as error:
-        raise LockstepError(f"{name}: not a certificate (it lacks {error}); {HINT}") from None
+        raise LockstepError(f"{name}: not a certificate (it lacks {error}); {REPLACE_FILES}") from None
     except (ValueError, RecursionError) as error:
-        raise LockstepError(f"{name}: not a certificate ({error}); {HINT}") from None
+        raise LockstepError(f"{name}: not a certificate ({error}); {REPLACE_FILES}") from None
     if not unchanged:
-        raise LockstepError(f"{name}: was changed after it was written; {HINT}")
+        raise LockstepError(f"{name}: was changed after it was written; {REPLACE_FILES}")
     if misses := quality.describe_misses():
         raise LockstepError(
             f"{name}: {misses}; train a better model, or lower the floor in the section evaluate of params.yaml"
@@ -144,5 +144,5 @@ def check_metadata(certificate: Certificate, metadata: ModelMetadata, name: str)
         actual = metadata.properties.get(key)
         if actual != expected:
             raise LockstepError(
-                f"{name}: its metadata {key} is {actual!r:.80}, its certificate has {expected!r:.80}; run `dvc repro`"
+                f"{name}: its metadata {key} is {actual!r:.80}, its certificate has {expected!r:.80}; {REPLACE_FILES}"
             )

@@ -147,6 +147,11 @@ class Classifier:
 
     def predict_prepared(self, pixels: Pixels, *, reject: bool = False) -> list[Prediction]:
         """Predictions for prepared inputs: uint8[n, channels, height, width]."""
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != self.metadata.shape:
+            takes = ", ".join(map(str, ("n", *self.metadata.shape)))
+            raise LockstepError(
+                f"prepared inputs are uint8[{takes}] for {self.path}; these are {pixels.dtype}{list(pixels.shape)}"
+            )
         if reject:
             self.require_reject_rule()
         return self.to_predictions(pixels, self.run(pixels).probabilities, reject=reject)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from lockstep.certificate import REPLACE_FILES
 from lockstep.errors import LockstepError
 
 if TYPE_CHECKING:
@@ -31,21 +32,19 @@ def replay_golden_sample(data: bytes, classifier: "Classifier") -> GoldenReplay:
         expected = [np.array([case[key] for case in cases], np.float32) for key in ("logits", "probabilities")]
         expected_labels = [case["predicted"] for case in cases]
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise LockstepError(
-            f"{name}: is not a golden sample ({error!s:.200}); run `dvc repro -f export_onnx`"
-        ) from None
+        raise LockstepError(f"{name}: is not a golden sample ({error!s:.200}); {REPLACE_FILES}") from None
     classes, model_shape = classifier.classes, classifier.metadata.shape
     if not cases:
-        raise LockstepError(f"{name}: has no images; run `dvc repro -f export_onnx`")
+        raise LockstepError(f"{name}: has no images; {REPLACE_FILES}")
     if shape != model_shape:
         raise LockstepError(
-            f"{name}: is of another model: images of {shape!s:.80}, the model takes {model_shape}; run `dvc repro`"
+            f"{name}: is of another model: images of {shape!s:.80}, the model takes {model_shape}; {REPLACE_FILES}"
         )
     if any(array.shape != (len(cases), len(classes)) for array in expected):
         scores = sorted({array.shape[-1] for array in expected})
         raise LockstepError(
             f"{name}: is of another model: it has {' and '.join(map(str, scores))} outputs for an image, the model has "
-            f"{len(classes)} classes; run `dvc repro`"
+            f"{len(classes)} classes; {REPLACE_FILES}"
         )
     try:
         outputs = classifier.run(pixels)
@@ -55,8 +54,8 @@ def replay_golden_sample(data: bytes, classifier: "Classifier") -> GoldenReplay:
     if not max_abs_error <= tolerance:  # NaN fails too
         raise LockstepError(
             f"{classifier.path}: differs from its golden sample by {max_abs_error:.2g}, more than {tolerance:g}; "
-            "do not use it here, or run `dvc repro` to make another"
+            f"do not use it here, or {REPLACE_FILES}"
         )
     if expected_labels != [classes[index] for index in outputs.logits.argmax(axis=1)]:
-        raise LockstepError(f"{classifier.path}: predicts other classes than its golden sample; run `dvc repro`")
+        raise LockstepError(f"{classifier.path}: predicts other classes than its golden sample; {REPLACE_FILES}")
     return GoldenReplay(len(cases), max_abs_error, tolerance)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from lockstep.certificate import Certificate, read_certificate
+from lockstep.certificate import REPLACE_FILES, Certificate, read_certificate
 from lockstep.errors import FileMissingError, HashMismatchError, LockstepError
 from lockstep.rebuilt import STATEMENTS, check_rebuilt
 from lockstep.signature import CARD, SIGNATURE, check_signature
@@ -66,7 +66,7 @@ class ProofFiles:
             if actual != certified:
                 raise HashMismatchError(
                     f"{self.certificate}: does not certify {path}: it names sha256 {certified[:12]}, the file has "
-                    f"{actual[:12]}; `dvc repro` certifies a model that passes its gates"
+                    f"{actual[:12]}; {REPLACE_FILES}"
                 )
         files = {"model.onnx": model, "golden.json": golden, "certificate.json": data}
         folder = Path(self.certificate).parent

@@ -106,6 +106,14 @@ def test_an_invalid_image_is_an_error_of_one_line(classifier: Classifier, image:
         classifier.predict([np.eye(28), image])
 
 
+@pytest.mark.parametrize("pixels", [np.zeros((28, 28), np.uint8), np.zeros((2, 1, 28, 28), np.float32)])
+def test_prepared_inputs_of_another_shape_or_type_are_an_error_of_one_line(classifier: Classifier, pixels: Any) -> None:
+    with pytest.raises(LockstepError) as error:
+        classifier.predict_prepared(pixels)
+    assert "prepared inputs are uint8[n, 1, 28, 28]" in str(error.value)
+    assert str(error.value).endswith(f"these are {pixels.dtype}{list(pixels.shape)}")
+
+
 def test_a_truncated_image_is_refused(classifier: Classifier) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (99, 99), dtype=np.uint8)
     with pytest.raises(ImageError, match="not a readable image"):
@@ -209,7 +217,7 @@ def test_a_golden_sample_of_another_model_says_what_differs(model_copy: Path, ch
         case["probabilities"].pop()
     path.write_text(json.dumps(content))
     certify(model_copy)
-    with pytest.raises(LockstepError, match=f"is of another model: {message}; run `dvc repro`"):
+    with pytest.raises(LockstepError, match=f"is of another model: {message}; copy all files of the model again, or run `dvc repro`"):
         Classifier(model_copy)
 
 
