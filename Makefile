@@ -52,7 +52,7 @@ test-team: setup  ### run the tests of a team: S3, PostgreSQL and three workers 
 
 test-faults: setup  ### kills, full disks, hostile mirrors, 150,000 damaged inputs (two hours; FAULTS=0.1 for a tenth); the counts go to benchmarks/results/faults.jsonl
 	@rm -f benchmarks/results/faults.jsonl
-	FAULTS=$(or $(FAULTS),1) FAULTS_RESULTS=$(CURDIR)/benchmarks/results/faults.jsonl python -m pytest -m "not emulated" tests/faults
+	FAULTS=$(or $(FAULTS),1) FAULTS_RESULTS=$(CURDIR)/benchmarks/results/faults.jsonl python -m pytest -n 2 --dist worksteal -m "not emulated" tests/faults
 	@python tests/faults/counts.py benchmarks/results/faults.jsonl
 
 check-lock: setup  ### check that dvc.lock was made by the committed code: in a clone every stage is skipped

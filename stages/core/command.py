@@ -1,6 +1,7 @@
 """Runs a stage's function as a command: flags from its signature, errors as one line, and an end when orphaned."""
 
 import os
+import shutil
 import sys
 import threading
 import time
@@ -16,7 +17,8 @@ from stages.core.source import changed_source
 
 RESTORE_HINT = "If DVC removed this stage's previous outputs, `dvc checkout` and `git checkout` restore them."
 SHELLS = ("sh", "bash", "dash", "zsh")
-LAUNCHER = "LOCKSTEP_LAUNCHER"  # the process that has started this one to train together with others
+# The process that has started this one to train together with others, and the folder of their temporary files.
+LAUNCHER, LAUNCHER_FOLDER = "LOCKSTEP_LAUNCHER", "LOCKSTEP_LAUNCHER_FOLDER"
 
 
 def run_stage(stage: Callable[..., None]) -> NoReturn:
@@ -105,7 +107,9 @@ def is_alive(process: psutil.Process) -> bool:
 
 def exit_orphaned() -> NoReturn:
     print("the process that started this stage is gone: the stage ends too", file=sys.stderr, flush=True)
-    os._exit(1)  # no clean-up is needed: outputs are written atomically
+    if folder := os.environ.get(LAUNCHER_FOLDER):
+        shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)  # no other clean-up is needed: outputs are written atomically
 
 
 def echo(*words: Any) -> None:

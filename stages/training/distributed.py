@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from stages.core.command import LAUNCHER
+from stages.core.command import LAUNCHER, LAUNCHER_FOLDER
 from stages.core.errors import StageError
 
 DECISION_INTERVAL = 16  # steps between two decisions of rank 0: all processes wait for its answer, about 2 ms
@@ -83,6 +83,8 @@ def launch_workers(module: str, arguments: dict[str, Any], processes: int) -> No
     launcher_log = logging.getLogger("torch.distributed.elastic")
     launcher_log.addHandler(logging.NullHandler())
     launcher_log.propagate = False  # a failure is reported below, in one line
+    # Until the launcher has handlers of its own, SIGTERM would end this process without removing the folder.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory() as log_dir:
         config = LaunchConfig(
             min_nodes=1,
@@ -95,7 +97,8 @@ def launch_workers(module: str, arguments: dict[str, Any], processes: int) -> No
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(log_dir, redirects=dict.fromkeys(range(1, processes), Std.ALL)),
         )
-        os.environ[LAUNCHER] = str(os.getpid())  # its workers inherit it
+        # The workers inherit these. Killed, they cannot remove their temporary folders, which are in this one.
+        os.environ |= {LAUNCHER: str(os.getpid()), LAUNCHER_FOLDER: log_dir, "TMPDIR": log_dir}
         try:
             elastic_launch(config, sys.executable)("-m", module, *flags)
         except ChildFailedError as error:

@@ -217,7 +217,9 @@ def test_a_golden_sample_of_another_model_says_what_differs(model_copy: Path, ch
         case["probabilities"].pop()
     path.write_text(json.dumps(content))
     certify(model_copy)
-    with pytest.raises(LockstepError, match=f"is of another model: {message}; copy all files of the model again, or run `dvc repro`"):
+    with pytest.raises(
+        LockstepError, match=f"is of another model: {message}; copy all files of the model again, or run `dvc repro`"
+    ):
         Classifier(model_copy)
 
 

@@ -60,7 +60,9 @@ def running_training(folder: Path, params: WriteParams, splits: Path) -> Iterato
     """A training by two processes that does not end by itself and has written its first row."""
     endless_params = params({"train.processes": 2, "train.epochs": 10_000})
     command = train_command(folder, endless_params, splits)
-    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    (folder / "tmp").mkdir()
+    environment = {**ENVIRONMENT, "TMPDIR": str(folder / "tmp")}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
     try:
         wait_until(lambda: (folder / "history").exists() and (folder / "history").read_text().count("\n") > 0, 120)
         yield process
@@ -229,6 +231,7 @@ def test_when_one_process_dies_the_training_ends_with_one_line(
     assert process.returncode == 1
     assert error.splitlines()[-1].startswith(f"train: process 1 of 2 ended with status {-signal.SIGKILL}: ")
     assert_ended(workers)
+    assert not list((tmp_path / "tmp").iterdir())
 
 
 @pytest.mark.slow
@@ -245,6 +248,7 @@ def test_when_the_launcher_is_stopped_all_processes_end(
     if number == signal.SIGINT:
         assert error.splitlines()[-1] == "train: interrupted"
     assert_ended(workers)
+    assert not list((tmp_path / "tmp").iterdir())
 
 
 def test_torchrun_must_start_as_many_processes_as_the_params_say(
