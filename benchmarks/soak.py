@@ -1,25 +1,33 @@
-"""Send good and bad requests to a service for minutes: it must not crash, grow, or answer with a 5xx other than 503.
+"""Send good and bad requests to a service for minutes, while its model is replaced: it must not crash, grow, load a
+refused model, or answer with a 5xx other than 503.
 
 python -m benchmarks.soak --minutes 10
 """
 
+import hashlib
 import http.client
 import io
+import itertools
 import json
 import random
 import re
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 from cyclopts import App
 from PIL import Image
+
+from lockstep.certificate import hash_content, serialize_certificate
 
 ROOT = Path(__file__).parent.parent
 Address = tuple[str, int]
@@ -131,37 +139,112 @@ REQUESTS: dict[str, tuple[Callable[[Address], int], set[int]]] = {
 
 
 @app.default
-def soak(*, minutes: float = 10.0, clients: int = 12, model: Path = ROOT / "data" / "model" / "model.onnx") -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "lockstep",
-        "serve",
-        "--model",
-        str(model),
-        "--port",
-        "0",
-        "--request-timeout",
-        "3",
-    ]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout
-            match = re.search(r"http://(.+):(\d+)/", process.stdout.readline())
-            if not match:
-                sys.exit("the service did not start; see its message above")
-            failures, counts, memory = send_mixed((match[1], int(match[2])), process.pid, minutes * 60, clients)
-            is_running = process.poll() is None
-        finally:
-            process.terminate()
+def soak(
+    *,
+    minutes: float = 10.0,
+    clients: int = 64,
+    replace_seconds: float = 5.0,
+    model: Path = ROOT / "data" / "model" / "model.onnx",
+) -> None:
+    """Soak a copy of the model, with golden.json and certificate.json beside it; a file is replaced every so often."""
+    with tempfile.TemporaryDirectory() as folder:
+        changes = ModelChanges(model, Path(folder))
+        served = changes.replace()
+        command = [sys.executable, "-m", "lockstep", "serve", "--model", str(served), "--port", "0"]
+        with subprocess.Popen(
+            [*command, "--request-timeout", "3"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as process:
+            try:
+                assert process.stdout
+                match = re.search(r"http://(.+):(\d+)/", process.stdout.readline())
+                if not match:
+                    sys.exit("the service did not start: `lockstep serve` says why")
+                address = match[1], int(match[2])
+                stop = threading.Event()
+                replacer = threading.Thread(target=changes.replace_until, args=(stop, replace_seconds), daemon=True)
+                replacer.start()
+                failures, counts, memory = send_mixed(address, process.pid, minutes * 60, clients)
+                stop.set()
+                replacer.join()
+                failures |= changes.find_errors(address)
+                is_running = process.poll() is None
+            finally:
+                process.terminate()
     early, late = np.median(memory[len(memory) // 4 : len(memory) // 2]), np.median(memory[-len(memory) // 4 :])
     statuses = ", ".join(f"{count:,} of {status or 'none'}" for status, count in sorted(counts.items()))
     print(f"{sum(counts.values()):,} requests in {minutes:g} minutes: {statuses}")
+    print(f"{changes.promoted} promoted and {changes.refused} refused models")
     print(f"anonymous memory {early:.0f} MB in the second quarter, {late:.0f} in the last, {max(memory):.0f} at most")
     for line in sorted(failures)[:10]:
         print(line)
     if failures or not is_running or late > early * (1 + MAX_GROWTH) + 5:
         sys.exit("the service failed: see the lines above")
+
+
+class ModelChanges:
+    """Replaces the files of a served model, in turn by those of two proven models and by ones that must be refused."""
+
+    def __init__(self, model: Path, folder: Path) -> None:
+        self.folder, self.promoted, self.refused, self.served_sha256 = folder, 0, 0, ""
+        files = {name: model.with_name(name).read_bytes() for name in ("golden.json", "certificate.json")}
+        first = files | {"model.onnx": model.read_bytes()}
+        proto = onnx.load_model_from_string(first["model.onnx"])
+        onnx.helper.set_model_props(proto, {**{p.key: p.value for p in proto.metadata_props}, "soak": "another"})
+        second = certify(files | {"model.onnx": proto.SerializeToString()})
+        golden = json.loads(files["golden.json"])
+        golden["cases"][0]["logits"][0] += 1
+        wrong_golden = certify(first | {"golden.json": json.dumps(golden).encode()})
+        changed = files["certificate.json"].replace(b'"format": 1', b'"format":  1')
+        self.turns = itertools.cycle(
+            [(first, True), (wrong_golden, False), (second, True), (second | {"certificate.json": changed}, False)]
+        )
+
+    def replace(self) -> Path:
+        """Write the files of the next turn; returns the path of the model."""
+        files, is_good = next(self.turns)
+        for name, content in files.items():
+            tmp = self.folder / f"{name}.partial"
+            tmp.write_bytes(content)
+            tmp.replace(self.folder / name)
+        if is_good:
+            self.promoted += 1
+            self.served_sha256 = hashlib.sha256(files["model.onnx"]).hexdigest()
+        else:
+            self.refused += 1
+        return self.folder / "model.onnx"
+
+    def replace_until(self, stop: threading.Event, seconds: float) -> None:
+        while not stop.wait(seconds):
+            self.replace()
+
+    def find_errors(self, address: Address) -> set[str]:
+        """Compare what was promoted and refused with what the service says of it, once it has seen the last files."""
+        time.sleep(5)
+        expected = {"loaded": self.promoted - 1, "refused": self.refused}  # it started with the first
+        metrics = fetch(address, "/metrics")
+        errors = {
+            f"its metrics do not say that it {result} {count} models"
+            for result, count in expected.items()
+            if f'lockstep_model_reloads_total{{result="{result}"}} {count}.0' not in metrics
+        }
+        if self.served_sha256 not in fetch(address, "/model"):
+            errors.add(f"it does not serve the last promoted model, {self.served_sha256[:12]}")
+        return errors
+
+
+def fetch(address: Address, path: str) -> str:
+    connection = http.client.HTTPConnection(*address, timeout=60)
+    connection.request("GET", path)
+    return connection.getresponse().read().decode()
+
+
+def certify(files: dict[str, bytes]) -> dict[str, bytes]:
+    """The files with a certificate that names their hashes, as validate_parity would write it."""
+    content: dict[str, Any] = json.loads(files["certificate.json"])
+    del content["sha256"]
+    for name, file in (("model", "model.onnx"), ("golden", "golden.json")):
+        content[f"{name}_sha256"] = hashlib.sha256(files[file]).hexdigest()
+    return files | {"certificate.json": serialize_certificate({**content, "sha256": hash_content(content)})}
 
 
 def send_mixed(
