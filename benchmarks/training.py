@@ -250,7 +250,7 @@ def draw_plot(rows: list[dict[str, Any]], path: Path) -> None:
         axes.scatter([row["seconds"] for row in runs], [100 - 100 * row["accuracy"] for row in runs], 16, color)
         position = median(row["seconds"] for row in runs), 100 - 100 * mean(row["accuracy"] for row in runs)
         label = f"{name}, {EPOCH_LIMITS[name]} epoch" if name in EPOCH_LIMITS else name
-        labels.append(axes.annotate(label, position, textcoords="offset points", fontsize=9, color=color))
+        labels.append(axes.annotate(label, position, (0, 0), textcoords="offset points", fontsize=9, color=color))
     axes.margins(x=0.15, y=0.1)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter("{x:g}")
