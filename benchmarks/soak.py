@@ -31,7 +31,7 @@ from lockstep.certificate import hash_content, serialize_certificate
 
 ROOT = Path(__file__).parent.parent
 Address = tuple[str, int]
-MAX_GROWTH = 0.1  # of the memory in the second quarter
+MAX_GROWTH, MAX_GROWTH_MB = 0.1, 10  # of the memory since the second quarter
 
 app = App(name="python -m benchmarks.soak", result_action="return_none")
 
@@ -177,7 +177,7 @@ def soak(
     print(f"anonymous memory {early:.0f} MB in the second quarter, {late:.0f} in the last, {max(memory):.0f} at most")
     for line in sorted(failures)[:10]:
         print(line)
-    if failures or not is_running or late > early * (1 + MAX_GROWTH) + 5:
+    if failures or not is_running or late > early * (1 + MAX_GROWTH) + MAX_GROWTH_MB:
         sys.exit("the service failed: see the lines above")
 
 
