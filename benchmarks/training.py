@@ -267,9 +267,9 @@ def place_labels(labels: list[Annotation], axes: Axes) -> None:
     """Put each label at a side of its point where it covers no label before it and stays within the axes."""
     placed: list[Bbox] = []
     for label in labels:
-        for x, y, side in ((7, 5, "left"), (-7, 5, "right"), (7, -13, "left"), (-7, -13, "right"), (0, 14, "center")):
+        for x, y, is_right in ((7, 5, True), (-7, 5, False), (7, -13, True), (-7, -13, False), (-7, 14, True)):
             label.set_position((x, y))
-            label.set_horizontalalignment(side)
+            label.set_horizontalalignment("left" if is_right else "right")
             box = label.get_window_extent()
             if axes.bbox.x1 > box.x1 and axes.bbox.x0 < box.x0 and not box.count_overlaps(placed):
                 break

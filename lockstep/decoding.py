@@ -17,6 +17,7 @@ Color = tuple[int, int, int]
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 MAX_PIXELS = 50_000_000  # more than a phone's camera takes; a small file can claim to hold far more
+PILLOW_MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or MAX_PIXELS)  # of Pillow itself, above which it opens no image
 MAX_INTEGER, MAX_FLOAT = 65535, 1  # white, in the modes of more than 8 bits; black is 0
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 STRIP_PIXELS = 1 << 20  # of a large image are converted at a time, since some conversions need several copies
@@ -35,6 +36,8 @@ def open_image(
             source = Path(source).read_bytes()
         except (OSError, ValueError) as error:  # ValueError: the path has a null byte
             raise ImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        except MemoryError:
+            raise ImageError("cannot be read: the file is larger than the memory") from None
     elif isinstance(source, io.IOBase):
         source = bytes(source.read())
     if isinstance(source, (bytes, bytearray)) and not source:
@@ -45,7 +48,7 @@ def open_image(
         with Image.open(io.BytesIO(source), formats=FORMATS) as image:
             return load_upright(image, max_pixels)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # a program may turn warnings into errors
-        raise ImageError(f"the image has more than {max_pixels:,} pixels") from None
+        raise ImageError(f"the image has more than {min(max_pixels, PILLOW_MAX_PIXELS):,} pixels") from None
     except ImageError:
         raise
     except Exception as error:  # Pillow's decoders raise errors of many types for broken files

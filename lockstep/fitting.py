@@ -25,7 +25,8 @@ def fit_to_size(image: Image.Image, width: int, height: int, fit: str) -> Image.
 def centered_box(size: tuple[int, int], width: int, height: int) -> tuple[float, float, float, float]:
     """Left, top, right and bottom of the largest part with these proportions. It may begin within a pixel."""
     scale = min(size[0] / width, size[1] / height)
-    left, top = (size[0] - scale * width) / 2, (size[1] - scale * height) / 2
+    # Rounding can leave one of them a little below 0, which Pillow refuses.
+    left, top = max(0.0, (size[0] - scale * width) / 2), max(0.0, (size[1] - scale * height) / 2)
     return left, top, size[0] - left, size[1] - top
 
 

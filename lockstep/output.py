@@ -22,8 +22,11 @@ Row = tuple[str, Prediction | ImageError]
 
 def choose_format(name: str | None, output: Path | None) -> str:
     """The named format, or that of the file's suffix; LockstepError if it cannot be written there."""
-    if output and output.exists() and not output.is_file():
-        raise LockstepError(f"{output} is not a file; without --output the results go to the standard output")
+    try:
+        if output and output.exists() and not output.is_file():
+            raise LockstepError(f"{output} is not a file; without --output the results go to the standard output")
+    except OSError as error:
+        raise LockstepError(f"{output!s:.80}: cannot be written: {error.strerror or error}") from None
     if name is None and output and output.suffix.lower() not in SUFFIX_FORMATS:
         raise LockstepError(f"{output}: its suffix names no format; add --format {', '.join(FORMATS)}")
     name = name or (SUFFIX_FORMATS[output.suffix.lower()] if output else "table")

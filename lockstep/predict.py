@@ -4,6 +4,7 @@ import argparse
 import glob
 import io
 import os
+import signal
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name need not be valid text
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that no partial file is left
     try:
         format_name = choose_format(args.format, args.output)
         verify = proof_files_or_none(args) or False
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
 def classify_files(classifier: Classifier, args: argparse.Namespace) -> Generator[list[Row], None, None]:
     """Predictions and errors, in the order of the files. The errors are on the standard error too."""
-    names = args.files or ([] if sys.stdin.isatty() else [STDIN])
+    names = args.files or ([] if sys.stdin is None or sys.stdin.isatty() else [STDIN])
     shows_progress = sys.stderr.isatty() and (args.output or not sys.stdout.isatty())
     progress = Progress(sum(1 for _ in expand_sources(names)) if shows_progress else None)
     preparation = Preparation(classifier.metadata, classifier.max_pixels)

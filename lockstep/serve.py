@@ -78,6 +78,8 @@ def host_name(text: str) -> str:
     name = host(text)
     if "/" in name or name == "null":
         raise argparse.ArgumentTypeError(f"{name:.80} is not the name of a host, such as digits.example")
+    if name.count(":") == 1 or (name.startswith("[") and not name.endswith("]")):
+        raise argparse.ArgumentTypeError(f"{name:.80} has a port: give the name alone, which is allowed with any port")
     return name
 
 
@@ -98,6 +100,8 @@ def positive_seconds(text: str) -> float:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.listener is None:  # one of the user's would make this process share its metrics
+        os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
     try:
         from lockstep.service.app import Service
         from lockstep.service.server import listen, serve
@@ -136,7 +140,11 @@ def run(args: argparse.Namespace) -> int:
         print(f"{address} is open to the network, without authentication: put a proxy in front of it", file=sys.stderr)
     if args.workers > 1:
         del app  # each worker loads its own
-        return run_workers(args.workers, args.words, listener)
+        try:
+            return run_workers(args.workers, args.words, listener)
+        except LockstepError as error:
+            print(error, file=sys.stderr)
+            return 2
     serve(app, listener, args.max_connections)
     return 0
 

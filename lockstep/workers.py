@@ -49,6 +49,8 @@ class Preparation:
 
 def read_source(source: str) -> bytes | str:
     if source == STDIN:
+        if sys.stdin is None:
+            raise ImageError("the standard input is closed")
         return sys.stdin.buffer.read()
     if os.path.isdir(source):  # noqa: PTH112, Path.is_dir raises if the name is too long
         raise ImageError("the folder contains no image")
@@ -89,11 +91,13 @@ class WorkerPool:
         self.threads = ThreadPoolExecutor(processes)
 
     def submit(self, chunk: list[str]) -> "Future[list[Prepared]]":
-        return self.threads.submit(self.prepare_chunk, chunk)
+        if STDIN not in chunk:
+            return self.threads.submit(self.prepare_chunk, chunk)
+        read: Future[list[Prepared]] = Future()  # in this thread, where Ctrl-C ends the reading
+        read.set_result([(source, self.preparation.prepare(source)) for source in chunk])
+        return read
 
     def prepare_chunk(self, chunk: list[str]) -> list[Prepared]:
-        if STDIN in chunk:  # of this process
-            return [(source, self.preparation.prepare(source)) for source in chunk]
         worker = self.idle.get()
         try:
             results = request_chunk(worker, chunk, self.preparation.metadata.shape)

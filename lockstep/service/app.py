@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.types import Receive, Scope, Send
 
-from lockstep.service.asgi import Request, RequestError, Response, json_response
+from lockstep.service.asgi import CLOSE, Request, RequestError, Response, json_response
 from lockstep.service.hosts import HostCheck
 from lockstep.service.metrics import Metrics
 from lockstep.service.open_inference import MODEL_PATH, SERVER, OpenInference
@@ -96,6 +96,8 @@ class Service:
             return await route.endpoint(request)
         except RequestError as error:
             return error.to_response()
+        except asyncio.CancelledError:  # the service has been stopped, and does not wait for this request any longer
+            return RequestError(503, "the service stops", CLOSE).to_response()
 
     async def run_lifespan(self, receive: Receive, send: Send) -> None:
         await receive()  # lifespan.startup

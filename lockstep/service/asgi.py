@@ -69,8 +69,10 @@ class Request:
         """A body that is too large is read and discarded: a client that is cut off would not see the answer."""
         if (encoding := self.header(b"content-encoding").strip().lower()) not in ("", "identity"):
             raise RequestError(415, f"content encoding {encoding!r:.40}: send the body as it is")
-        length = self.headers.get(b"content-length", b"")
-        is_too_large = length.isdigit() and int(length) > max_bytes
+        length = self.headers.get(b"content-length", b"").lstrip(b"0")
+        is_too_large = length.isdigit() and (len(length) > 18 or int(length) > max_bytes)
+        if is_too_large and b"expect" in self.headers:  # the client waits for a word before it sends the body
+            raise RequestError(413, f"the request is larger than {max_bytes:,} bytes")
         body, has_more = bytearray(), True
         try:
             async with asyncio.timeout(seconds):

@@ -1,6 +1,7 @@
 """What the service counts, for Prometheus: in this process, or in files that all workers of a service share."""
 
 import os
+from pathlib import Path
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -67,6 +68,7 @@ class Metrics:
         """Of all workers together, if there are several."""
         registry = self.registry
         if FOLDER_VARIABLE in os.environ:
+            Path(os.environ[FOLDER_VARIABLE]).mkdir(exist_ok=True)  # something may have cleaned the temporary files
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry)

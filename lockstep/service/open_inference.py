@@ -12,7 +12,7 @@ from lockstep.classifier import Classifier, Outputs
 from lockstep.metadata import ModelMetadata
 from lockstep.preparation import Pixels
 from lockstep.service.asgi import Request, RequestError, Response, json_response
-from lockstep.service.request_body import check_count, load_json, may_hold_booleans, parse_pixels
+from lockstep.service.request_body import check_count, load_json, may_hold_booleans, parse, parse_pixels
 from lockstep.service.runner import ModelRunner
 from lockstep.service.settings import Settings
 
@@ -73,7 +73,8 @@ class OpenInference:
         with runner.bytes.reservation() as reserve_bytes, runner.images.reservation() as reserve_images:
             body = await request.read_body(settings.max_bytes, settings.request_timeout, reserve_bytes)
             try:
-                inference = parse_inference(request.headers.get(HEADER_LENGTH), body, classifier.metadata, settings)
+                header_length = request.headers.get(HEADER_LENGTH)
+                inference = await parse(parse_inference, body, header_length, classifier.metadata, settings)
             except RequestError as error:  # 422 of pixels is not a status of the protocol
                 raise RequestError(400 if error.status == 422 else error.status, str(error)) from None
             reserve_images(len(inference.pixels))
@@ -81,11 +82,11 @@ class OpenInference:
         return make_response(inference, outputs, classifier)
 
 
-def parse_inference(header_length: bytes | None, body: bytes, metadata: ModelMetadata, settings: Settings) -> Inference:
+def parse_inference(body: bytes, header_length: bytes | None, metadata: ModelMetadata, settings: Settings) -> Inference:
     """A request is JSON, which binary tensors may follow: then a header says how long the JSON is."""
     if header_length is None:
         header, binary = body, b""
-    elif header_length.isdigit() and int(header_length) <= len(body):
+    elif header_length.isdigit() and len(header_length) < 20 and int(header_length) <= len(body):
         header, binary = body[: int(header_length)], body[int(header_length) :]
     else:
         raise RequestError(400, f"Inference-Header-Content-Length is not a length within the {len(body):,} bytes sent")
@@ -95,10 +96,15 @@ def parse_inference(header_length: bytes | None, body: bytes, metadata: ModelMet
     inputs, request_id = content.get("inputs"), content.get("id")
     if not (isinstance(inputs, list) and len(inputs) == 1 and isinstance(inputs[0], dict)):
         raise RequestError(400, 'the request must have one input, "image"')
-    if not isinstance(request_id, str | None):
-        raise RequestError(400, "the id of the request is not a string")
+    if not isinstance(request_id, str | None) or (request_id and not is_unicode(request_id)):
+        raise RequestError(400, "the id of the request is not a string of Unicode characters")
     pixels = parse_input(inputs[0], binary, may_hold_booleans(header), metadata, settings)
     return Inference(pixels, parse_outputs(content), request_id)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can encode it: JSON can hold half of a surrogate pair."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def parse_input(
@@ -133,13 +139,15 @@ def parse_outputs(content: dict[str, Any]) -> list[tuple[str, bool]]:
     asked = content.get("outputs") or [{"name": name} for name in Outputs._fields]
     if not isinstance(asked, list) or not all(isinstance(output, dict) for output in asked):
         raise RequestError(400, "the outputs of the request are not a list of objects")
-    outputs = []
+    outputs: list[tuple[str, bool]] = []
     for output in asked:
         name, parameters = output.get("name"), read_parameters(output)
         if name not in Outputs._fields:
             raise RequestError(400, f"there is no output {name!r:.80}, only {' and '.join(Outputs._fields)}")
         if unsupported := parameters.keys() - {"binary_data"}:
             raise RequestError(400, f"the output {name} has the parameter {min(unsupported)!r:.80}; not supported")
+        if any(name == other for other, _ in outputs):
+            raise RequestError(400, f"the output {name} is asked for twice")
         outputs.append((name, bool(parameters.get("binary_data", default))))
     return outputs
 

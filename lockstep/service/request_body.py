@@ -3,9 +3,9 @@
 import asyncio
 import json
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import orjson
@@ -18,9 +18,11 @@ from lockstep.preparation import Pixels
 from lockstep.service.asgi import Request, RequestError
 from lockstep.service.settings import Settings
 
+Parsed = TypeVar("Parsed")
 FIELD = "images"  # of a form and of JSON
 RAW_PIXELS = "application/x-lockstep-pixels"  # application/octet-stream is an image file
-JSON_BYTES_PER_PIXEL = 16  # at most; parsing more would delay all other requests
+JSON_BYTES_PER_PIXEL = 16  # at most
+MAX_BLOCKING_BYTES = 200_000  # of a body that is parsed at once; a larger one in a thread, which delays others less
 
 
 class ImageFile(NamedTuple):
@@ -35,7 +37,7 @@ async def parse_images(
     content_type = request.header(b"content-type").split(";")[0].strip().lower()
     images: Pixels | list[ImageFile]
     if content_type == "application/json":
-        images = parse_json(body, metadata, settings)
+        images = await parse(parse_json, body, metadata, settings)
     elif content_type == RAW_PIXELS:
         images = parse_raw(body, metadata)
     elif content_type == "multipart/form-data":
@@ -50,6 +52,13 @@ async def parse_images(
         )
     check_count(len(images), settings)
     return images
+
+
+async def parse(parser: Callable[..., Parsed], body: bytes, *arguments: Any) -> Parsed:
+    """The result of `parser(body, *arguments)`."""
+    if len(body) <= MAX_BLOCKING_BYTES:
+        return parser(body, *arguments)
+    return await asyncio.to_thread(parser, body, *arguments)
 
 
 def check_count(images: int, settings: Settings) -> None:

@@ -118,8 +118,8 @@ class ModelRunner:
 
 
 def is_small(content: bytes) -> bool:
-    """By the header, since a small file can hold a large picture."""
-    if len(content) > MAX_BLOCKING_BYTES:
+    """By the header, since a small file can hold a large picture; and without compressed texts, as large as that."""
+    if len(content) > MAX_BLOCKING_BYTES or any(chunk in content for chunk in (b"zTXt", b"iTXt", b"iCCP")):
         return False
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:

@@ -11,14 +11,18 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from prometheus_client.multiprocess import mark_process_dead
 
+from lockstep.errors import LockstepError
 from lockstep.service.metrics import FOLDER_VARIABLE
 
 log = logging.getLogger("lockstep")
 CHECK_SECONDS, STOP_SECONDS = 0.2, 15.0
 MIN_LIFE_SECONDS = 2.0  # of a worker that is replaced at once
+# This process's sys.path, and not the current folder, where a json.py may be.
+PROGRAM = "import sys; sys.path[:] = {path!r}; from lockstep.__main__ import main; sys.exit(main())"
 
 
 class Worker:
@@ -35,8 +39,9 @@ class Worker:
     def start(self) -> None:
         number = self.listener.fileno()
         self.started = time.monotonic()
+        Path(self.folder).mkdir(exist_ok=True)  # something may have cleaned the temporary files
         self.process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", "lockstep", *self.words, "--listener", str(number)],
+            [sys.executable, "-P", "-c", PROGRAM.format(path=sys.path), *self.words, "--listener", str(number)],
             stdin=subprocess.PIPE,
             pass_fds=[number],
             env={**os.environ, FOLDER_VARIABLE: self.folder},
@@ -51,7 +56,10 @@ class Worker:
         if time.monotonic() - self.started < MIN_LIFE_SECONDS:
             time.sleep(1)
         self.close()
-        self.start()
+        try:
+            self.start()
+        except OSError as error:  # too little memory, or too many processes or open files
+            log.warning("no worker can be started: %s; trying again", error.strerror or error)
 
     def stop(self, end: float) -> None:
         try:
@@ -70,14 +78,18 @@ def run_workers(count: int, words: Sequence[str], listener: socket.socket) -> in
     """Until Ctrl-C or SIGTERM; the exit status."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts in the background ignore it
     with tempfile.TemporaryDirectory(prefix="lockstep-metrics-") as folder:
-        workers = [Worker(words, listener, folder) for _ in range(count)]
+        workers: list[Worker] = []
         try:
+            for _ in range(count):
+                workers.append(Worker(words, listener, folder))
             while True:
                 time.sleep(CHECK_SECONDS)
                 for worker in workers:
                     worker.restart_if_dead()
         except (KeyboardInterrupt, SystemExit):
             return 0
+        except OSError as error:
+            raise LockstepError(f"a worker cannot be started: {error.strerror or error}; lower --workers") from None
         finally:
             for worker in workers:
                 worker.process.terminate()

@@ -51,6 +51,12 @@ def test_crop_of_the_networks_height_copies_pixels() -> None:
     np.testing.assert_array_equal(fit(pixels, 20, 20, "crop"), pixels[:, 20:40])
 
 
+@pytest.mark.parametrize("shape", [(36, 29), (29, 36), (225, 225, 3), (1718, 2416)])
+@pytest.mark.parametrize(("width", "height"), [(28, 28), (224, 224), (237, 181)])
+def test_crop_of_sizes_whose_proportions_are_rounded(width: int, height: int, shape: tuple[int, ...]) -> None:
+    assert fit(np.zeros(shape, np.uint8), width, height, "crop").shape[:2] == (height, width)
+
+
 def test_pad_shows_all_on_the_median_colour_of_the_border() -> None:
     result = fit(WIDE, 60, 60, "pad")
     np.testing.assert_array_equal(result[20:40], WIDE)

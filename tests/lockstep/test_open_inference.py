@@ -113,6 +113,8 @@ BLANK = np.zeros((1, 1, 28, 28), np.uint8)
         ({}, 400, "must have one input"),
         ({"inputs": [tensor_of(BLANK)] * 2}, 400, "must have one input"),
         ({"inputs": [tensor_of(BLANK)], "id": 1}, 400, "the id of the request is not a string"),
+        ({"inputs": [tensor_of(BLANK)], "id": "\ud800"}, 400, "not a string of Unicode"),
+        ({"inputs": [tensor_of(BLANK)], "outputs": [{"name": "logits"}] * 2}, 400, "logits is asked for twice"),
         ({"inputs": [tensor_of(BLANK)], "parameters": 1}, 400, "parameters are not a JSON object"),
         ({"inputs": [tensor_of(BLANK)], "outputs": [1]}, 400, "not a list of objects"),
         ({"inputs": [tensor_of(BLANK, datatype="FP32")]}, 400, "'FP32', not UINT8"),
@@ -142,6 +144,7 @@ def test_wrong_lengths_of_binary_data_are_refused(service: Service) -> None:
         (content + bytes(783), len(content), "783 bytes of binary data; its shape has 784"),
         (content + bytes(784), len(content) + 785, "not a length within"),
         (content + bytes(784), "-1", "not a length within"),
+        (content + bytes(784), "9" * 5000, "not a length within"),
         (content, len(content), "0 bytes of binary data"),
     ):
         headers = {"Inference-Header-Content-Length": str(length)}

@@ -333,3 +333,28 @@ def test_a_terminal_shows_the_progress(stage_outputs: Path, many_files: list[str
     assert b"of 200 images" in shown
     assert shown.endswith(b"\r\x1b[K")
     assert shown.count(b"notes.txt: not a readable image") == 40
+
+
+@pytest.mark.parametrize("arguments", [(), ("-",)])
+def test_a_closed_standard_input_is_an_error_of_one_line(stage_outputs: Path, arguments: tuple[str, ...]) -> None:
+    command = ["bash", "-c", 'exec "$@" <&-', "bash", *predict_command(stage_outputs, *arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode in (1, 2)
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "standard input" in done.stderr
+
+
+def test_an_output_of_too_long_a_name_is_an_error_of_one_line(stage_outputs: Path, tmp_path: Path) -> None:
+    done = run_predict(stage_outputs, "x.png", "--output", tmp_path / ("x" * 300 + ".csv"))
+    assert done.returncode == 2
+    assert "File name too long" in done.stderr.decode()
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_predict_that_is_terminated_leaves_no_partial_file(stage_outputs: Path, tmp_path: Path) -> None:
+    command = predict_command(stage_outputs, "-", "--output", tmp_path / "t.csv")
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE) as process:
+        wait_until(lambda: list(tmp_path.glob(".t.csv.*.partial")), 30)
+        process.terminate()
+        assert process.wait(30) == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())

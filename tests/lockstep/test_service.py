@@ -413,7 +413,7 @@ def test_a_setting_that_is_out_of_range_is_one_line(flag: str, capsys: pytest.Ca
     for value in {
         "--port": ("-1", "65536", "nan", "1.5", ""),
         "--host": ("", " "),
-        "--allow-host": ("", "null", "https://x/"),
+        "--allow-host": ("", "null", "digits.example:8443", "[::1]:80", "https://x/"),
     }.get(flag, ("-1", "0", "nan", "inf", "-inf", "1e400", "x", "")):
         with pytest.raises(SystemExit) as ended:
             main(["serve", f"{flag}={value}"])

@@ -1,7 +1,11 @@
 """`lockstep serve --workers`: one port, and processes that are replaced, reload, count together and end together."""
 
+import os
+import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from conftest import ROOT
 from served import Service, certify, is_ready, run_service, sha256_of
 from toys import wait_until
 
@@ -108,6 +113,40 @@ def test_an_interrupt_ends_it_also_if_it_was_started_ignoring_that(stage_outputs
             assert service.process.wait(20) == 0
     finally:
         signal.signal(signal.SIGINT, handler)
+
+
+def test_workers_import_nothing_from_the_current_folder(stage_outputs: Path, tmp_path: Path) -> None:
+    """As `lockstep`, the installed command, does not, unlike `python -m lockstep`."""
+    (tmp_path / "json.py").write_text("raise SystemExit('imported')")
+    words = ["lockstep", "serve", "--model", str(stage_outputs / "model.onnx"), "--port", "0", "--workers", "2"]
+    program = f"import sys; sys.argv = {words}; from lockstep.__main__ import main; sys.exit(main())"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-P", "-c", program]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        match = re.search(r"http://\S+", process.stdout.readline())
+        assert match
+        service = Service(match[0], process, tmp_path / "service.log")
+        wait_until(lambda: is_ready(service), 30)
+        process.send_signal(signal.SIGINT)
+    assert process.returncode == 0
+
+
+def test_too_many_workers_for_this_system_are_one_line(stage_outputs: Path) -> None:
+    command = [sys.executable, "-m", "lockstep", "serve", "--model", str(stage_outputs / "model.onnx"), "--port", "0"]
+    limited = ["bash", "-c", 'ulimit -n 24; exec "$@"', "bash", *command, "--workers", "40"]
+    done = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 2
+    assert "a worker cannot be started: Too many open files; lower --workers" in done.stderr.splitlines()
+
+
+def test_a_removed_folder_of_metrics_is_made_again(workers: Service, test_set: Tested) -> None:
+    folder = metrics_folder(workers)
+    shutil.rmtree(folder)
+    assert workers.request("/metrics").status == 200
+    processes(workers)[0].kill()
+    wait_until(lambda: list(folder.glob("gauge_livemax_*.db")), 30)  # of the new worker
+    assert workers.predict_prepared(test_set[0][0, 0]).status == 200
 
 
 def test_an_error_at_the_start_is_one_line(tmp_path: Path) -> None:
