@@ -32,8 +32,8 @@ async def run_dvc(
     """
     reported_holders = ""
     while True:
-        async with hold_dvc_lock(root, on_wait):
-            pass  # DVC itself would wait for its lock without a message
+        async with hold_dvc_lock(root, on_wait):  # DVC itself would wait for its lock without a message
+            await remove_damaged_rwlock(root)
         result = await stream_command(
             ["dvc", "--wait-for-lock", *arguments],
             root,
@@ -58,6 +58,18 @@ async def dvc_status(root: Path, on_wait: Callable[[str], None]) -> dict[str, li
             content: dict[str, list[Any]] = json.loads(line)
             return content
     raise FlowError(error_message(result.lines))
+
+
+async def remove_damaged_rwlock(root: Path) -> None:
+    """DVC rewrites its list of used paths in place. Killed then, it leaves one that all later commands refuse to read."""
+    folder = dvc_tmp_dir(root)
+    async with hold_lock(folder / "rwlock.lock", "DVC's list of used paths", None):
+        try:
+            json.loads((folder / "rwlock").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return
+        except ValueError:
+            (folder / "rwlock").unlink(missing_ok=True)
 
 
 @asynccontextmanager

@@ -164,6 +164,18 @@ def test_an_output_that_the_disk_has_changed_in_dvcs_cache_is_made_again(
     assert run_command(toy_repository, "git", "status", "--short").stdout == ""
 
 
+@pytest.mark.parametrize("content", ["", '{"read": {"a'])
+def test_a_list_of_used_paths_that_a_killed_dvc_has_cut_is_removed(
+    content: str, toy_repository: Path, prefect_api_url: str
+) -> None:
+    (toy_repository / ".dvc" / "tmp").mkdir(exist_ok=True)
+    (toy_repository / ".dvc" / "tmp" / "rwlock").write_text(content)
+    assert "JSON structure is corrupted" in run_dvc(toy_repository, "repro", status=None).stderr
+    result = run_flow_module(toy_repository, prefect_api_url=prefect_api_url)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (toy_repository / "join.txt").exists()
+
+
 def test_two_runs_at_once_both_succeed_and_no_stage_runs_twice(toy_repository: Path, prefect_api_url: str) -> None:
     with pipeline_process(toy_repository, prefect_api_url) as process:
         result = run_flow_module(toy_repository, prefect_api_url=prefect_api_url)
