@@ -61,7 +61,7 @@ async def dvc_status(root: Path, on_wait: Callable[[str], None]) -> dict[str, li
 
 
 async def remove_damaged_rwlock(root: Path) -> None:
-    """DVC rewrites its list of used paths in place. Killed then, it leaves one that all later commands refuse to read."""
+    """DVC rewrites its list of used paths in place. Killed then, it leaves one that later commands refuse to read."""
     folder = dvc_tmp_dir(root)
     async with hold_lock(folder / "rwlock.lock", "DVC's list of used paths", None):
         try:
