@@ -50,10 +50,11 @@ test-portable: setup  ### compare bytes under emulated CPUs (qemu-user, version 
 test-team: setup  ### run the tests of a team: S3, PostgreSQL and three workers on loopback (PostgreSQL 15; half an hour)
 	python -m pytest -m team tests/flows/test_team.py
 
-test-faults: setup  ### kills, full disks, hostile mirrors, 150,000 damaged inputs (two hours; FAULTS=0.1 for a tenth); the counts go to benchmarks/results/faults.jsonl
+test-faults: setup  ### kills, full disks, hostile mirrors, 150,000 damaged inputs (an hour; FAULTS=0.1 for a tenth); the counts go to benchmarks/results/faults.jsonl
 	@rm -f benchmarks/results/faults.jsonl
-	FAULTS=$(or $(FAULTS),1) FAULTS_RESULTS=$(CURDIR)/benchmarks/results/faults.jsonl python -m pytest -n 2 --dist worksteal -m "not emulated" tests/faults
-	@python tests/faults/counts.py benchmarks/results/faults.jsonl
+	FAULTS=$(or $(FAULTS),1) FAULTS_RESULTS=$(CURDIR)/benchmarks/results/faults.jsonl \
+	  python -m pytest -n 2 --dist worksteal -m "not emulated" tests/faults; status=$$?; \
+	  python tests/faults/counts.py benchmarks/results/faults.jsonl; exit $$status
 
 check-lock: setup  ### check that dvc.lock was made by the committed code: in a clone every stage is skipped
 	@clone=$$(mktemp -d) && trap 'rm -rf "$$clone"' EXIT && git clone -q . "$$clone" && cd "$$clone" && \
