@@ -31,7 +31,7 @@ from lockstep.certificate import hash_content, serialize_certificate
 
 ROOT = Path(__file__).parent.parent
 Address = tuple[str, int]
-MAX_GROWTH, MAX_GROWTH_MB = 0.1, 10  # of the memory since the second quarter
+MAX_GROWTH, MAX_GROWTH_MB = 0.1, 5  # of the memory since the second quarter
 
 app = App(name="python -m benchmarks.soak", result_action="return_none")
 

@@ -63,7 +63,8 @@ class HeaderTimeoutProtocol(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self.cancel_abort_timer()
+        if not self.transport.is_closing():
+            self.cancel_abort_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.cancel_timer()

@@ -24,7 +24,7 @@ from random import Random
 from typing import Any
 
 import psutil
-from repositories import DIGITS_PARAMS, STAGES, command_environment, commit_all, create_project, run_dvc
+from repositories import DIGITS_PARAMS, STAGES, command_environment, commit_all, create_project, run_command, run_dvc
 from ruamel.yaml import YAML
 from toys import (
     free_port,
@@ -195,7 +195,7 @@ class Campaign:
         if done.returncode and "Unable to read RWLock-file" in done.stderr:
             # DVC rewrites its list of used paths in place, too. The flow removes it (flows/dvc/command.py).
             outcome = "same dvc.lock, after DVC's write of rwlock was cut and it was removed, as make doctor says"
-            (self.project / ".dvc" / "tmp" / "rwlock").unlink()
+            subprocess.run(self.doctors_fix("locks"), cwd=self.project, shell=True, check=True)
             done = run_dvc(self.project, "repro", status=None)
         problems = []
         if done.returncode:
@@ -214,6 +214,12 @@ class Campaign:
         self.fail(kills[-1], f"{problems} after {kills}")
         self.restore()
         return "failure"
+
+    def doctors_fix(self, check: str) -> str:
+        """The command that the doctor names for the one error that this check finds."""
+        done = run_command(self.project, sys.executable, "-m", "flows.doctor", "--json", check, status=1)
+        (fix,) = [finding["fix"] for finding in json.loads(done.stdout) if finding["status"] == "error"]
+        return str(fix)
 
     def empty_temporary_folder(self) -> None:
         for path in Path(self.env["TMPDIR"]).iterdir():
