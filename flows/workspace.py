@@ -35,7 +35,12 @@ class Workspace:
     ) -> None:
         """Push the outputs of these stages to the DVC remote. Commit a changed dvc.lock to the branch."""
         if self.has_dvc_remote and stages_run:
-            await dvc(self.path, "push", *stages_run, on_line=on_message)
+            try:
+                await dvc(self.path, "push", *stages_run, on_line=on_message)
+            except FlowError as error:
+                raise FlowError(
+                    f"{error} The outputs are in DVC's cache of this machine: run again to push them"
+                ) from None
         if not branch:  # always so in the project's folder, whose index is the person's
             return
         await git(self.path, "add", "--all")
