@@ -1,5 +1,7 @@
 """Runs a stage's function as a command: flags from its signature, errors as one line, and an end when orphaned."""
 
+import atexit
+import gc
 import os
 import shutil
 import sys
@@ -23,6 +25,7 @@ LAUNCHER, LAUNCHER_FOLDER = "LOCKSTEP_LAUNCHER", "LOCKSTEP_LAUNCHER_FOLDER"
 
 def run_stage(stage: Callable[..., None]) -> NoReturn:
     """Run the stage with the flags of the command line, then exit: 0, the status of an error, or 130 for Ctrl-C."""
+    collect_garbage_rarely()
     is_worker = "RANK" in os.environ  # one of several processes that train together
     is_run_by_dvc = "DVC_STAGE" in os.environ and not is_worker
     if is_run_by_dvc or is_worker:  # started by a person, the stage may outlive its shell
@@ -56,6 +59,17 @@ def run_stage(stage: Callable[..., None]) -> NoReturn:
         print(f"{stage.__name__}: interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+def collect_garbage_rarely() -> None:
+    """Spare a second of each stage that imports torch: its many objects live until the process ends.
+
+    What is imported by now is not looked at again, what comes is looked at rarely, and at exit nothing is.
+    """
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
+    gc.enable()
+    atexit.register(gc.freeze)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
