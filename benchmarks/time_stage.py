@@ -7,6 +7,7 @@ exist. STAGE `none` imports them and does nothing else.
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -26,6 +27,7 @@ def import_modules(names: list[str]) -> None:
 def main(imports: Path, name: str, flags: list[str]) -> None:
     if imports.exists():
         import_modules(json.loads(imports.read_text()))
+    collect_garbage_rarely()
     if name == "none":
         return
     stage = getattr(importlib.import_module(f"stages.{name}"), name)
@@ -42,5 +44,8 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path.cwd()))
     from stages.core.arithmetic import set_arithmetic_env
 
-    set_arithmetic_env(sys.argv[3:], os.environ)  # before torch is imported, as `python -m stages.NAME` does
+    gc.disable()  # both before torch is imported, as `python -m stages.NAME` does
+    set_arithmetic_env(sys.argv[3:], os.environ)
+    from stages.core.command import collect_garbage_rarely
+
     main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
