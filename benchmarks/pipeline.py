@@ -44,9 +44,8 @@ def measure(*, rounds: int = 3, threads: int = 2) -> None:
     results = Results("pipeline", describe_machine(threads))
     print(f"on {results.machine}; medians of {rounds} rounds\n", flush=True)
     with clone_project() as project:
-        sources = subprocess.check_output(
-            ["git", "rev-parse", "HEAD:stages", "HEAD:params.yaml"], cwd=project, text=True
-        )
+        measured = ("HEAD:stages", "HEAD:params.yaml", "HEAD:benchmarks/time_stage.py")
+        sources = subprocess.check_output(["git", "rev-parse", *measured], cwd=project, text=True)
         measure_once = partial(results.once, sources=sources.split())  # rows of other sources do not count
         print("| stage | its process | bare imports | the stage function | overhead | memory over the imports |")
         print("|---|---|---|---|---|---|")

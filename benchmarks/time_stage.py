@@ -27,7 +27,7 @@ def import_modules(names: list[str]) -> None:
 def main(imports: Path, name: str, flags: list[str]) -> None:
     if imports.exists():
         import_modules(json.loads(imports.read_text()))
-    collect_garbage_rarely()
+    resume_garbage_collection()
     if name == "none":
         return
     stage = getattr(importlib.import_module(f"stages.{name}"), name)
@@ -46,6 +46,6 @@ if __name__ == "__main__":
 
     gc.disable()  # both before torch is imported, as `python -m stages.NAME` does
     set_arithmetic_env(sys.argv[3:], os.environ)
-    from stages.core.command import collect_garbage_rarely
+    from stages.core.command import resume_garbage_collection
 
     main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -99,13 +100,23 @@ async def pipeline(
             state = flow_state(results)
             if state.is_completed() or push:  # what other machines need not run again
                 stages_run = [result.stage for result in results if result.state in ("Ran", "Restored")]
-                await workspace.save_results(commit_to, run_title(results), stages_run, log.info)
+                await save_results(workspace, commit_to, run_title(results), stages_run, log.info)
             if state.is_completed():
                 log.info(format_result(workspace.path))
             return state
     except FlowError as error:
         log.error(str(error))
         return Failed(message=str(error))
+
+
+async def save_results(
+    workspace: Workspace, branch: str | None, title: str, stages_run: Sequence[str], on_message: Callable[[str], None]
+) -> None:
+    try:
+        await workspace.save_results(branch, title, stages_run, on_message)
+    except FlowError as error:
+        kept = f"the outputs are in DVC's cache on {socket.gethostname()}: run there again, without --force"
+        raise FlowError(f"{error}; {kept}") from None
 
 
 async def run_stages(

@@ -35,12 +35,7 @@ class Workspace:
     ) -> None:
         """Push the outputs of these stages to the DVC remote. Commit a changed dvc.lock to the branch."""
         if self.has_dvc_remote and stages_run:
-            try:
-                await dvc(self.path, "push", *stages_run, on_line=on_message)
-            except FlowError as error:
-                raise FlowError(
-                    f"{error} The outputs are in DVC's cache of this machine: run again to push them"
-                ) from None
+            await dvc(self.path, "push", *stages_run, on_line=on_message)
         if not branch:  # always so in the project's folder, whose index is the person's
             return
         await git(self.path, "add", "--all")

@@ -25,7 +25,7 @@ LAUNCHER, LAUNCHER_FOLDER = "LOCKSTEP_LAUNCHER", "LOCKSTEP_LAUNCHER_FOLDER"
 
 def run_stage(stage: Callable[..., None]) -> NoReturn:
     """Run the stage with the flags of the command line, then exit: 0, the status of an error, or 130 for Ctrl-C."""
-    collect_garbage_rarely()
+    resume_garbage_collection()
     is_worker = "RANK" in os.environ  # one of several processes that train together
     is_run_by_dvc = "DVC_STAGE" in os.environ and not is_worker
     if is_run_by_dvc or is_worker:  # started by a person, the stage may outlive its shell
@@ -61,15 +61,15 @@ def run_stage(stage: Callable[..., None]) -> NoReturn:
     sys.exit(0)
 
 
-def collect_garbage_rarely() -> None:
-    """Spare a second of each stage that imports torch: its many objects live until the process ends.
+def resume_garbage_collection() -> None:
+    """End what stages/__init__.py has begun: imports without garbage collection.
 
-    What is imported by now is not looked at again, what comes is looked at rarely, and at exit nothing is.
+    What is there by now lives until the process ends, and is not looked at again; nor is anything at exit.
     """
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 100)
-    gc.enable()
-    atexit.register(gc.freeze)
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
+        atexit.register(gc.freeze)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -102,6 +102,17 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         command.run_stage(stage)
 
 
+def test_a_stage_collects_garbage_but_not_what_it_has_imported(tmp_path: Path) -> None:
+    program = "import atexit, gc; atexit.register(lambda: print(gc.isenabled(), gc.get_freeze_count() > 10_000))"
+    (tmp_path / "sitecustomize.py").write_text(program)
+    command_line, environment = [sys.executable, "-m", "stages.download"], {**os.environ, "PYTHONPATH": str(tmp_path)}
+    for flags in (["--help"], ["--params", "none.yaml", "--own", "own", "--raw", str(tmp_path / "raw")]):
+        result = subprocess.run(
+            [*command_line, *flags], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, timeout=60
+        )
+        assert result.stdout.splitlines()[-1] == "True True"
+
+
 def test_the_command_line_of_a_stage_ends_with_1_and_one_line(tmp_path: Path) -> None:
     flags = ["--params", "none.yaml", "--own", "own", "--raw", str(tmp_path / "raw")]
     result = subprocess.run(
