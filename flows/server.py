@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from subprocess import DEVNULL, PIPE, Popen
@@ -15,6 +16,7 @@ from flows.errors import FlowError
 
 HOST = "127.0.0.1"
 STARTUP_TIMEOUT = 90.0  # seconds
+MAX_RESTARTS = 3
 
 
 def is_server_set() -> bool:
@@ -45,15 +47,34 @@ def start_server(port: int, *, ui: bool) -> Callable[[], str]:
     app = ("uvicorn", "--factory", "prefect.server.api.server:create_app", "--lifespan", "on", "--log-level", "error")
     command = [sys.executable, "-m", *app, "--host", HOST, "--port", str(port)]
     url = f"http://{HOST}:{port}/api"
-    process = Popen(
-        [sys.executable, "-I", "-S", supervisor.__file__, *command],
-        env={**environment(), **settings, **writable_home(), "PREFECT_API_URL": url},
-        stdin=PIPE,
-        stdout=DEVNULL,
-        stderr=DEVNULL,
-        start_new_session=True,
-    )
-    return lambda: wait_ready(process, url)
+
+    def start() -> Popen[bytes]:
+        return Popen(
+            [sys.executable, "-I", "-S", supervisor.__file__, *command],
+            env={**environment(), **settings, **writable_home(), "PREFECT_API_URL": url},
+            stdin=PIPE,
+            stdout=DEVNULL,
+            stderr=DEVNULL,
+            start_new_session=True,
+        )
+
+    process = start()
+
+    def wait_for_server() -> str:
+        wait_ready(process, url)
+        threading.Thread(target=keep_running, args=(process, start), daemon=True).start()
+        return url
+
+    return wait_for_server
+
+
+def keep_running(process: Popen[bytes], start: Callable[[], Popen[bytes]]) -> None:
+    """Start the server again when it has ended. Its database is a file, and Prefect's clients ask again for minutes."""
+    for _ in range(MAX_RESTARTS):
+        process.wait()
+        print("The Prefect server of this run has ended; it is started again", file=sys.stderr, flush=True)
+        process = start()
+    process.wait()  # what holds this object holds the pipe on which the server's life depends
 
 
 def writable_home() -> dict[str, str]:
@@ -69,11 +90,11 @@ def writable_home() -> dict[str, str]:
     return {}
 
 
-def wait_ready(process: Popen[bytes], url: str) -> str:
+def wait_ready(process: Popen[bytes], url: str) -> None:
     deadline = time.monotonic() + STARTUP_TIMEOUT
     while process.poll() is None and time.monotonic() < deadline:
         if is_healthy(url):
-            return url
+            return
         time.sleep(0.1)
     raise FlowError("the Prefect server does not start: `prefect server start` says why, or set PREFECT_API_URL")
 

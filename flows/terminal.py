@@ -46,6 +46,7 @@ def run_cli(command: Callable[..., None], name: str) -> NoReturn:
 
 def run_flow(flow: Any, wait_for_server: Callable[[], str] | None = None, **parameters: Any) -> int:
     """Run the flow in this process; returns its exit status. WAIT_FOR_SERVER is of one that is already starting."""
+    from httpx import TransportError
     from prefect.exceptions import TerminationSignal  # Prefect takes a second to import
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -59,6 +60,11 @@ def run_flow(flow: Any, wait_for_server: Callable[[], str] | None = None, **para
             state: State[Any] = asyncio.run(flow(**parameters, return_state=True))
         except TerminationSignal as error:
             sys.exit(128 + error.signal)
+        except TransportError as error:
+            raise FlowError(
+                f"the Prefect server has stopped answering ({error}), so the end of this run is not on record there; "
+                "what its stages have made is in DVC's cache: start the server, and run it again"
+            ) from None
     return 0 if state.is_completed() else 1
 
 

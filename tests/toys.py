@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -112,11 +113,19 @@ def run_flow_module(
 
 
 def post_api(prefect_api_url: str, path: str, **body: Any) -> Any:
-    """The server's response to a POST request."""
+    """The server's response to a POST request. A busy server answers 503 at first."""
     data = json.dumps(body).encode()
     request = urllib.request.Request(f"{prefect_api_url}/{path}", data, {"content-type": "application/json"})
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as response:
-        return json.load(response)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    for attempt in range(10):
+        try:
+            with opener.open(request, timeout=30) as response:
+                return json.load(response)
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or attempt == 9:
+                raise
+            time.sleep(attempt)
+    return None
 
 
 def last_run(prefect_api_url: str) -> dict[str, Any]:

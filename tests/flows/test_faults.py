@@ -223,6 +223,35 @@ def test_a_run_succeeds_if_the_server_is_killed_and_started_again(
             assert_next_run_succeeds(chain, prefect_api_url, expected_lock)
 
 
+def test_a_temporary_server_that_dies_is_started_again(chain: Path) -> None:
+    set_duration(chain, 1.0)
+    with pipeline_process(chain, None, PREFECT_API_URL="") as process:
+        wait_until(lambda: read_trace(chain)[-1:] == ["long"], 60)
+        for server in psutil.Process(process.pid).children(recursive=True):
+            if "prefect.server.api.server:create_app" in server.cmdline():
+                server.kill()
+        assert process.wait(120) == 0, read_output(chain)
+    assert "The Prefect server of this run has ended; it is started again" in read_output(chain)
+    assert "Traceback" not in read_output(chain)
+    assert run_dvc(chain, "status", "--json").stdout.strip() == "{}"
+
+
+def test_a_server_that_stays_away_is_one_line_at_the_end(tmp_path: Path, chain: Path) -> None:
+    set_duration(chain, 1.0)
+    (home := tmp_path / "prefect").mkdir()
+    port = free_port()
+    retries = {"PREFECT_CLIENT_MAX_RETRIES": "1"}  # Prefect's default is minutes of them
+    with prefect_server(home, port) as prefect_api_url, pipeline_process(chain, prefect_api_url, **retries) as process:
+        wait_until(lambda: read_trace(chain)[-1:] == ["long"], 60)
+        for server in psutil.process_iter(["cmdline"]):
+            if f"--port {port}" in " ".join(server.info["cmdline"] or []):
+                server.kill()
+        assert process.wait(120) == 1, read_output(chain)
+    assert "pipeline: the Prefect server has stopped answering (" in read_output(chain)
+    assert "Traceback" not in read_output(chain)
+    assert run_dvc(chain, "status", "--json").stdout.strip() == "{}"
+
+
 def test_a_project_without_git_runs_in_its_folder_and_a_clone_of_it_is_one_error_line(
     chain: Path, prefect_api_url: str, expected_lock: str
 ) -> None:
