@@ -47,11 +47,12 @@ def start_server(port: int, *, ui: bool) -> Callable[[], str]:
     app = ("uvicorn", "--factory", "prefect.server.api.server:create_app", "--lifespan", "on", "--log-level", "error")
     command = [sys.executable, "-m", *app, "--host", HOST, "--port", str(port)]
     url = f"http://{HOST}:{port}/api"
+    variables = {**environment(), **settings, **writable_home(), "PREFECT_API_URL": url}  # a restart keeps the database
 
     def start() -> Popen[bytes]:
         return Popen(
             [sys.executable, "-I", "-S", supervisor.__file__, *command],
-            env={**environment(), **settings, **writable_home(), "PREFECT_API_URL": url},
+            env=variables,
             stdin=PIPE,
             stdout=DEVNULL,
             stderr=DEVNULL,
